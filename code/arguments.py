@@ -1,0 +1,388 @@
+"""Typed command-line flags: one frozen dataclass a group, checked when they are parsed.
+
+In: an argument list (`sys.argv[1:]`). Out: `TrainConfig` or `EvaluateConfig`; pass a function only the group it uses.
+
+Every flag is accepted with dashes and with underscores (`--kd-rate`, `--kd_rate`). Flags of the reference repositories
+(MiniLLM, DSKD, DistiLLM, ToDi) that mean nothing here are accepted and listed in `ignored_flags`; those whose
+silence would change a run, and any other unknown flag, are refused with the remedy.
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg
+
+# Reference flags without a meaning here: what they asked for always happens, or never does, whatever their value.
+IGNORED_FLAGS = frozenset(
+    "base-path model-type teacher-model-type n-gpu n-nodes ckpt-name teacher-ckpt-name peft-name teacher-peft-name "
+    "type do-train do-valid do-eval teacher-model-fp16 model-dtype teacher-model-dtype mid-log-num "
+    "save-additional-suffix save-rollout num-workers min-prompt-length json-data bin-data txt-data prompt-type "
+    "eval-ppl eval-rw only-prompt seed-order seed-data seed-ppo seed-lm attn-dtype xops-attn loss-scale model-parallel "
+    "model-parallel-size no-value dropout-path-rate force-process-demo gen-num eb-sample-times data-names peft "
+    "eval-gen data-process-workers".split()
+)
+LAUNCHER_FLAGS = frozenset(("deepspeed", "local-rank", "deepscale", "deepspeed-config"))
+# Reference flags that would change the run if they were ignored: refused, with what to use instead.
+REPLACED_FLAGS = {
+    "train-ratio": "pass the number of rows with --train-num",
+    "dev-ratio": "pass the number of rows with --dev-num",
+    "lr-decay-iters": "the schedule always ends at the last step; shorten the run with --total-iters",
+    "train-iters-per-epoch": "an epoch is one pass over the data; shorten the run with --total-iters or --train-num",
+    "scheduler-name": "choose the schedule with --lr-decay-style",
+    "deepscale-config": "pass the file with --deepspeed_config",
+    "load": "start from a checkpoint with --model-path",
+    "save": "name the output folder with --save-dir",
+    "lm-data-dir": "only instruction data is trained on; see --data-dir",
+    "prompt-data-dir": "only instruction data is trained on; see --data-dir",
+    "projector-config-path": "objectives that need a projector are not part of this framework",
+    "projector-path": "objectives that need a projector are not part of this framework",
+    "projector-lr": "objectives that need a projector are not part of this framework",
+}
+
+
+def _require(condition: bool, flag: str, value: object, remedy: str) -> None:
+    if not condition:
+        raise ValueError(f"--{flag.replace('_', '-')} {value}: {remedy}")
+
+
+def _positive(group: object, *names: str) -> None:
+    for name in names:
+        value = getattr(group, name)
+        _require(value > 0, name, value, "pass a number above 0")
+
+
+def _in_range(group: object, low: float, high: float, *names: str) -> None:
+    for name in names:
+        value = getattr(group, name)
+        _require(low <= value <= high, name, value, f"pass a number from {low} to {high}")
+
+
+def _rows(group: object, *names: str) -> None:
+    for name in names:
+        value = getattr(group, name)
+        _require(value == -1 or value > 0, name, value, "pass a number of rows, or -1 for all of them")
+
+
+@dataclass(frozen=True)
+class ModelArguments:
+    """The student."""
+
+    model_path: str = field(metadata={"help": "Student: a folder, a checkpoint or a hub id."})
+    peft: Literal["lora"] | None = field(default=None, metadata={"help": "Train a LoRA adapter, not the weights."})
+    peft_path: str | None = field(default=None, metadata={"help": "Continue this adapter (with --peft lora)."})
+    peft_lora_r: int = field(default=8, metadata={"help": "Rank of a new adapter."})
+    peft_lora_alpha: int = field(default=32, metadata={"help": "Scale of a new adapter: alpha / r."})
+    peft_lora_dropout: float = field(default=0.1, metadata={"help": "Dropout of a new adapter's input."})
+    peft_lora_target_modules: str | None = field(
+        default=None, metadata={"help": "Comma-separated module names; default: PEFT's choice for the architecture."}
+    )
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations in the backward."})
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "sdpa, eager, flash_attention_2, ...; default: what Transformers chooses."}
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a model."})
+
+    def __post_init__(self):
+        _positive(self, "peft_lora_r", "peft_lora_alpha")
+        _in_range(self, 0, 1, "peft_lora_dropout")
+        _require(self.peft_path is None or self.peft == "lora", "peft_path", self.peft_path, "add --peft lora")
+
+
+@dataclass(frozen=True)
+class TeacherArguments:
+    """The teacher; needed by every objective but cross_entropy."""
+
+    teacher_model_path: str | None = field(default=None, metadata={"help": "Teacher: a folder or a hub id."})
+    teacher_peft_path: str | None = field(
+        default=None, metadata={"help": "Folder of a LoRA adapter that is merged into the teacher."}
+    )
+
+    def __post_init__(self):
+        if self.teacher_peft_path is not None:
+            _require(
+                self.teacher_model_path is not None,
+                "teacher_peft_path",
+                self.teacher_peft_path,
+                "name the adapter's base model with --teacher-model-path",
+            )
+
+
+@dataclass(frozen=True)
+class KDArguments:
+    """The objective: (1 - kd_rate) * CE + kd_rate * KD."""
+
+    criterion: str | None = field(
+        default=None,
+        metadata={"help": "cross_entropy, or various_divergence with --kd-objective (the reference's pair of flags)."},
+    )
+    kd_objective: str | None = field(
+        default=None, metadata={"help": "The objective by name; see docs/objectives.md. Default: cross_entropy."}
+    )
+    kd_rate: float = HfArg(default=0.5, aliases=["--kd-ratio", "--kd_ratio"], help="Weight of KD against CE.")
+    kd_temperature: float = HfArg(default=1.0, aliases=["--kd-temp", "--kd_temp"], help="Divides both logits.")
+    kd_temperature_scaling: Literal["none", "squared"] = field(
+        default="none", metadata={"help": "squared multiplies KD by temperature^2."}
+    )
+    js_beta: float = field(default=0.5, metadata={"help": "js: weight of the teacher in the mixture."})
+    skew_lambda: float = field(default=0.1, metadata={"help": "sfkl, srkl: share of the other distribution mixed in."})
+    adaptive_kl_alpha: float = field(default=0.5, metadata={"help": "akl: teacher mass that counts as the tail."})
+    ab_alpha: float = field(default=0.2, metadata={"help": "abkd: alpha."})
+    ab_beta: float = field(default=0.7, metadata={"help": "abkd: beta."})
+    adakd_base: str = field(default="rkl", metadata={"help": "adakd: the objective it wraps."})
+    adakd_latf: Literal["adaptive", "fixed", "off"] = field(
+        default="adaptive", metadata={"help": "adakd: which positions train (LATF)."}
+    )
+    adakd_ratio: float = field(default=1.0, metadata={"help": "adakd: share of positions at the start, or fixed."})
+    adakd_ratio_min: float = field(default=0.1, metadata={"help": "adakd: floor of the adaptive share."})
+    adakd_idts: Literal["inverse", "direct", "off"] = field(
+        default="inverse", metadata={"help": "adakd: temperature of a position by its difficulty (IDTS)."}
+    )
+    adakd_difficulty: Literal["hellinger", "fkl", "rkl", "js", "cross_entropy"] = field(
+        default="hellinger", metadata={"help": "adakd: what makes a position difficult."}
+    )
+    adakd_tau_base: float = field(
+        default=1.0, metadata={"help": "adakd: temperature of the difficulty and centre of IDTS; not --kd-temperature."}
+    )
+    adakd_c: float = field(default=0.5, metadata={"help": "adakd: strength of IDTS."})
+    adakd_beta: float = field(default=0.99, metadata={"help": "adakd: decay of the loss average that drives LATF."})
+    adakd_epsilon: float = field(default=0.05, metadata={"help": "adakd: relative change of it that moves the share."})
+    adakd_delta: float = field(default=0.05, metadata={"help": "adakd: relative size of such a move."})
+    adakd_warmup_ratio: float = field(default=0.05, metadata={"help": "adakd: share of steps with all positions."})
+    loss_chunk_mb: int = field(
+        default=32, metadata={"help": "Size in MB of one [rows, vocabulary] fp32 block of the chunked loss."}
+    )
+
+    def __post_init__(self):
+        _in_range(self, 0, 1, "kd_rate", "js_beta", "skew_lambda", "adaptive_kl_alpha", "adakd_warmup_ratio")
+        _require(0 < self.js_beta < 1, "js_beta", self.js_beta, "pass a number between 0 and 1; at the ends js is 0")
+        _in_range(self, 0, 1, "adakd_beta", "adakd_delta")
+        _positive(self, "kd_temperature", "adakd_tau_base", "adakd_ratio", "adakd_ratio_min", "loss_chunk_mb")
+        _in_range(self, 0, 1, "adakd_ratio", "adakd_ratio_min")
+        for name in ("adakd_c", "adakd_epsilon"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "pass 0 or more")
+        if self.criterion == "cross_entropy" and self.kd_objective not in (None, "cross_entropy", "sft"):
+            raise ValueError(
+                f"--criterion cross_entropy --kd-objective {self.kd_objective}: they contradict each other; "
+                "drop --criterion to distil, or --kd-objective to fine-tune"
+            )
+
+    @property
+    def objective(self) -> str:
+        """The objective's name as the registry in `criterions` takes it."""
+        if self.kd_objective is not None:
+            return self.kd_objective
+        if self.criterion == "various_divergence":
+            return "forward_kl"  # the reference's default
+        return self.criterion or "cross_entropy"
+
+
+@dataclass(frozen=True)
+class DataArguments:
+    """Instruction data: `train.jsonl`, `dev.jsonl` and `valid.jsonl` in one folder."""
+
+    data_dir: str = field(metadata={"help": "Folder of the jsonl files."})
+    train_num: int = field(default=-1, metadata={"help": "Use the first rows only; -1: all."})
+    dev_num: int = field(default=-1, metadata={"help": "Use the first dev rows only; -1: all."})
+    max_length: int = field(default=512, metadata={"help": "Tokens of prompt and response together."})
+    max_prompt_length: int = field(default=256, metadata={"help": "Longer prompts are cut in the middle."})
+    packing: bool = field(
+        default=True, metadata={"help": "Place several examples in one row; off, or for models that cannot: padding."}
+    )
+    data_process_workers: int = field(default=-1, metadata={"help": "Tokenisation processes; -1: one a core."})
+    processed_data_dir: str | None = field(
+        default=None, metadata={"help": "Where tokenised rows are kept; default: the datasets library's cache."}
+    )
+    force_process: bool = field(default=False, metadata={"help": "Tokenise again even if a cache is there."})
+
+    def __post_init__(self):
+        _rows(self, "train_num", "dev_num")
+        _require(self.max_prompt_length >= 32, "max_prompt_length", self.max_prompt_length, "pass 32 or more")
+        _require(
+            self.max_length > self.max_prompt_length,
+            "max_length",
+            self.max_length,
+            f"pass more than --max-prompt-length {self.max_prompt_length}, or no response would fit",
+        )
+        workers = self.data_process_workers
+        _require(workers == -1 or workers > 0, "data_process_workers", workers, "pass 1 or more, or -1 for one a core")
+
+
+@dataclass(frozen=True)
+class TrainArguments:
+    """Batches, steps, optimiser and schedule. A step is an optimiser step."""
+
+    batch_size: int = field(default=8, metadata={"help": "Examples of a micro-batch on one rank."})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Micro-batches of an optimiser step."})
+    eval_batch_size: int = field(default=16, metadata={"help": "Examples of a dev batch on one rank."})
+    num_epochs: int = HfArg(
+        default=10, aliases=["--epochs", "--training-epochs", "--training_epochs"], help="Passes over the data."
+    )
+    total_iters: int | None = field(default=None, metadata={"help": "Stop after this many optimiser steps."})
+    lr: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
+    lr_min: float = field(default=1e-7, metadata={"help": "Last learning rate of linear and cosine."})
+    lr_decay_style: Literal["constant", "linear", "cosine", "noam"] = field(
+        default="cosine", metadata={"help": "Schedule after the warm-up."}
+    )
+    warmup_iters: int = field(default=0, metadata={"help": "Steps of linear warm-up."})
+    warmup_ratio: float = field(default=0.0, metadata={"help": "The same as a share of all steps."})
+    weight_decay: float = field(default=0.01, metadata={"help": "On matrices only: no biases, no norms."})
+    clip_grad: float = field(default=1.0, metadata={"help": "Global gradient norm; 0: no clipping."})
+    seed: int = field(default=10, metadata={"help": "Decides initialisation, dropout and the order of the data."})
+    save_dir: str = field(default="outputs/run", metadata={"help": "Checkpoints and logs go here."})
+    save_interval: int = field(default=1, metadata={"help": "Epochs between checkpoints."})
+    eval_interval: int = field(default=1, metadata={"help": "Epochs between dev evaluations."})
+    log_interval: int = field(default=10, metadata={"help": "Steps between log lines."})
+    keep_best_n_checkpoints: int = field(default=1, metadata={"help": "Checkpoints that stay; -1: all."})
+    eval_gen: bool = field(default=False, metadata={"help": "Also generate for dev; ROUGE-L then ranks checkpoints."})
+    deepspeed_config: str | None = field(
+        default=None, metadata={"help": "DeepSpeed's JSON file (ZeRO stage, dtype); default: ZeRO-0 in fp32."}
+    )
+
+    def __post_init__(self):
+        _positive(self, "batch_size", "gradient_accumulation_steps", "eval_batch_size", "num_epochs", "lr")
+        _positive(self, "save_interval", "eval_interval", "log_interval")
+        _require(self.total_iters is None or self.total_iters > 0, "total_iters", self.total_iters, "pass 1 or more")
+        for name in ("lr_min", "warmup_iters", "weight_decay", "clip_grad", "seed"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "pass 0 or more")
+        _require(self.lr_min <= self.lr, "lr_min", self.lr_min, f"pass no more than --lr {self.lr}")
+        _in_range(self, 0, 1, "warmup_ratio")
+        _require(
+            self.warmup_iters == 0 or self.warmup_ratio == 0,
+            "warmup_ratio",
+            self.warmup_ratio,
+            f"pass it or --warmup-iters {self.warmup_iters}, not both",
+        )
+        keep = self.keep_best_n_checkpoints
+        _require(keep == -1 or keep > 0, "keep_best_n_checkpoints", keep, "pass 1 or more, or -1 to keep all")
+
+
+@dataclass(frozen=True)
+class GenerationArguments:
+    """How answers are generated, in evaluation and (with --eval-gen) in training."""
+
+    do_sample: bool = field(default=False, metadata={"help": "Sample; off: greedy, or beams with --num-beams."})
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
+    top_p: float = field(default=1.0, metadata={"help": "Nucleus mass; 1: everything."})
+    top_k: int = field(default=0, metadata={"help": "Most likely tokens to sample from; 0: all."})
+    num_beams: int = field(default=1, metadata={"help": "Beams; 1: no beam search."})
+    repetition_penalty: float | None = field(default=None, metadata={"help": "Above 1 discourages repetition."})
+    no_repeat_ngram_size: int = field(default=0, metadata={"help": "No n-gram of this size twice; 0: no limit."})
+    max_new_tokens: int | None = field(
+        default=None, metadata={"help": "Longest answer in tokens; default: --max-length less --max-prompt-length."}
+    )
+
+    def __post_init__(self):
+        _positive(self, "temperature", "top_p", "num_beams")
+        _in_range(self, 0, 1, "top_p")
+        for name in ("top_k", "no_repeat_ngram_size"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "pass 0 or more")
+        for name in ("repetition_penalty", "max_new_tokens"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, name, value, "pass a number above 0")
+
+
+@dataclass(frozen=True)
+class EvaluateArguments:
+    """What is evaluated, on what, and where the results go."""
+
+    model_path: str = field(metadata={"help": "A checkpoint: full, or a LoRA adapter; or a base with --peft-path."})
+    data_dir: list[str] = field(metadata={"help": "One or more folders with the split to answer."})
+    peft_path: str | None = field(default=None, metadata={"help": "Adapter to put on --model-path."})
+    split: str = field(default="valid", metadata={"help": "Evaluate <data-dir>/<split>.jsonl."})
+    seed: list[int] = HfArg(default_factory=lambda: [10], aliases=["--seeds"], help="One pass of answers a seed.")
+    eval_batch_size: int = HfArg(default=16, aliases=["--batch-size", "--batch_size"], help="Prompts of a batch.")
+    dev_num: int = HfArg(default=-1, aliases=["--eval-num", "--eval_num"], help="Use the first rows only; -1: all.")
+    max_length: int = field(default=512, metadata={"help": "Tokens of prompt and answer together."})
+    max_prompt_length: int = field(default=256, metadata={"help": "Longer prompts are cut in the middle."})
+    save_dir: str | None = HfArg(
+        default=None, aliases=["--save"], help="Results; default: eval/<checkpoint's name> beside the checkpoint."
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
+        default="auto", metadata={"help": "Weights in memory; auto: as they were saved."}
+    )
+    attn_implementation: str | None = field(default=None, metadata={"help": "See training."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a model."})
+
+    def __post_init__(self):
+        _positive(self, "eval_batch_size")
+        _rows(self, "dev_num")
+        _require(self.max_prompt_length >= 32, "max_prompt_length", self.max_prompt_length, "pass 32 or more")
+        _require(
+            self.max_length > self.max_prompt_length,
+            "max_length",
+            self.max_length,
+            f"pass more than --max-prompt-length {self.max_prompt_length}",
+        )
+        _require(len(set(self.seed)) == len(self.seed), "seed", self.seed, "name each seed once")
+
+
+class TrainConfig(NamedTuple):
+    """All groups of `code/distillation.py`, and the accepted flags that had no effect."""
+
+    model: ModelArguments
+    teacher: TeacherArguments
+    kd: KDArguments
+    data: DataArguments
+    train: TrainArguments
+    generation: GenerationArguments
+    ignored_flags: tuple[str, ...]
+
+
+class EvaluateConfig(NamedTuple):
+    """All groups of `code/evaluate.py`, and the accepted flags that had no effect."""
+
+    evaluate: EvaluateArguments
+    generation: GenerationArguments
+    ignored_flags: tuple[str, ...]
+
+
+def parse_train_arguments(argv: Sequence[str]) -> TrainConfig:
+    """Flags of `code/distillation.py`. Raises ValueError with the flag, its value and the remedy."""
+    groups = (ModelArguments, TeacherArguments, KDArguments, DataArguments, TrainArguments, GenerationArguments)
+    return TrainConfig(*_parse(argv, groups, "code/distillation.py"))
+
+
+def parse_evaluate_arguments(argv: Sequence[str]) -> EvaluateConfig:
+    """Flags of `code/evaluate.py`. Raises ValueError with the flag, its value and the remedy."""
+    return EvaluateConfig(*_parse(argv, (EvaluateArguments, GenerationArguments), "code/evaluate.py"))
+
+
+class _Parser(HfArgumentParser):
+    """Raises where argparse would exit: the entry points report every mistake in the same way."""
+
+    def error(self, message: str):
+        raise ValueError(message.removeprefix("argument "))
+
+
+def _parse(argv: Sequence[str], groups: Sequence[type], program: str) -> list:
+    parser = _Parser(list(groups), prog=program, allow_abbrev=False)
+    *parsed, unknown = parser.parse_args_into_dataclasses(
+        list(argv), return_remaining_strings=True, look_for_args_file=False
+    )
+    known = [option for action in parser._actions for option in action.option_strings]
+    return [*parsed, _ignored_flags(unknown, known)]
+
+
+def _ignored_flags(unknown: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    ignored: list[str] = []
+    takes_value = False
+    for word in unknown:
+        if not word.startswith("--"):
+            if not takes_value:
+                raise ValueError(f"{word!r}: a value without a flag; quote values that contain spaces")
+            continue
+        takes_value = True
+        flag = word.split("=")[0]
+        name = flag[2:].replace("_", "-")
+        if name in REPLACED_FLAGS:
+            raise ValueError(f"{flag}: not supported; {REPLACED_FLAGS[name]}")
+        if name not in IGNORED_FLAGS | LAUNCHER_FLAGS:
+            close = difflib.get_close_matches(f"--{name}", [k for k in known if "_" not in k], n=1)
+            hint = f"did you mean {close[0]}?" if close else "see --help for the flags there are"
+            raise ValueError(f"{flag}: unknown flag; {hint}")
+        if name not in LAUNCHER_FLAGS:
+            ignored.append(flag)
+    return tuple(ignored)

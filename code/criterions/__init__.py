@@ -1,0 +1,11 @@
+"""Objectives by name. One file each; every file in this folder is imported, so a file is all that a new one needs."""
+
+import importlib
+import pkgutil
+
+from criterions.base import Criterion, StepPlan, build_criterion, objective_names, register
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["Criterion", "StepPlan", "build_criterion", "objective_names", "register"]

@@ -1,0 +1,183 @@
+"""AdaKD, token-adaptive distillation around any other objective. arXiv 2510.11615.
+
+LATF (Eq. 4-7) decides which positions train: the most difficult share r_t of a micro-step's response positions, over
+all ranks, where r_t follows the trend of the loss. IDTS (Eq. 9-10) decides at which temperature: low where a position
+is difficult, high where it is easy. A first pass over the chunks scores the positions without gradient; a second one
+trains those selected.
+
+Shapes: N response positions (of this rank in `loss`, of the whole micro-step in `plan`), V shared vocabulary.
+"""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from torch.nn import functional as F
+
+from arguments import KDArguments
+from criterions.base import Criterion, StepPlan, build_criterion, log_probabilities, register
+from criterions.fused import LossSums, ResponseRows
+
+TINY = 1e-12  # keeps log(s / median) finite where a position, or the median, has no difficulty at all
+
+
+class TokenPlan(NamedTuple):
+    """Which positions train, and the temperature of each."""
+
+    selected_N: Tensor  # bool
+    temperature_N: Tensor
+
+
+@register("adakd")
+class AdaKD(Criterion):
+    """Mean over the selected positions of tau_i^2 * base(logits / tau_i).
+
+    base: the wrapped objective, from --adakd-base.
+    ratio: r_t, the share of positions that the current optimiser step trains on.
+    """
+
+    def __init__(self, args: KDArguments):
+        super().__init__(args)
+        self.base = build_criterion(args.adakd_base, args)
+        if isinstance(self.base, AdaKD):
+            raise ValueError("--adakd-base adakd: adakd cannot wrap itself; name another objective")
+        self.ratio = 1.0 if args.adakd_latf == "off" else args.adakd_ratio
+        self.average: float | None = None  # L_t
+        self.reference: float | None = None  # L_ref
+        self.step = 0
+        self.warmup_steps = 1
+        self._measure = None if args.adakd_difficulty == "hellinger" else build_criterion(args.adakd_difficulty, args)
+        self._plan = StepPlan(tokens=())
+        self._sums: Tensor | None = None  # of this step and rank: KD over the selected, KD over all
+        self._quantiles: Tensor | None = None
+
+    @classmethod
+    def around(cls, base: str, args: KDArguments) -> "AdaKD":
+        return cls(replace(args, adakd_base=base))
+
+    def token_loss(self, student_logits_NV, teacher_logits_NV, labels_N=None):
+        return self.base.token_loss(student_logits_NV, teacher_logits_NV, labels_N)
+
+    @torch.no_grad()
+    def difficulty(self, student_logits_NV, teacher_logits_NV, labels_N=None):
+        """s_N: the Hellinger distance of teacher and student at tau_base, in [0, 1] (Eq. 3), or --adakd-difficulty."""
+        student_logits_NV = student_logits_NV / self.args.adakd_tau_base
+        teacher_logits_NV = teacher_logits_NV / self.args.adakd_tau_base
+        if self._measure is not None:
+            return self._measure.token_loss(student_logits_NV, teacher_logits_NV, labels_N)
+        log_q_NV, log_p_NV = log_probabilities(student_logits_NV, teacher_logits_NV)
+        return (0.5 * ((0.5 * log_p_NV).exp() - (0.5 * log_q_NV).exp()).square().sum(-1)).sqrt()
+
+    def plan(self, difficulty_N: Tensor) -> TokenPlan:
+        """LATF and IDTS for the positions of one micro-step over all ranks."""
+        selected_N = torch.zeros_like(difficulty_N, dtype=torch.bool)
+        count = self._count(len(difficulty_N))
+        # Stable: equal scores take the earlier position, whichever sort the device has.
+        selected_N[difficulty_N.sort(descending=True, stable=True).indices[:count]] = True
+        temperature_N = torch.full_like(difficulty_N, self.args.adakd_tau_base)
+        if count and self.args.adakd_idts != "off":
+            median = difficulty_N[selected_N].median()  # of an even count the lower middle
+            relative_N = (difficulty_N.clamp_min(TINY) / median.clamp_min(TINY)).log().tanh()
+            strength = self.args.adakd_c if self.args.adakd_idts == "inverse" else -self.args.adakd_c
+            temperature_N = self.args.adakd_tau_base * (-strength * relative_N).exp()
+        return TokenPlan(selected_N, temperature_N)
+
+    def loss(self, rows: ResponseRows) -> LossSums:
+        difficulty_N, kd_N, ce_N = rows.score(self._score)
+        start, everyones_difficulty = _gather(difficulty_N, rows.rows_of_ranks)
+        plan = self.plan(everyones_difficulty)
+        mine = slice(start, start + len(difficulty_N))
+        selected_N, temperature_N = plan.selected_N[mine], plan.temperature_N[mine]
+
+        # Every rank divides by the tokens of the whole step; KD is a mean over the positions selected in it.
+        per_selected = self._plan.total_tokens / max(1, sum(map(self._count, self._plan.tokens)))
+        sums = rows.walk(
+            self.base,
+            ce_weight=1 - self.args.kd_rate,
+            kd_weight=self.args.kd_rate,
+            temperature=temperature_N,
+            kd_scale=temperature_N.square() * per_selected,
+            kd_selected=selected_N,
+        )
+        self._sums += torch.stack([sums.kd / per_selected, kd_N.sum()])
+        if plan.selected_N.any():
+            levels = torch.tensor([0.05, 0.5, 0.95], device=temperature_N.device)
+            self._quantiles = plan.temperature_N[plan.selected_N].quantile(levels)
+        return sums._replace(ce=ce_N.sum())
+
+    def prepare(self, total_steps: int) -> None:
+        self.warmup_steps = max(1, int(self.args.adakd_warmup_ratio * total_steps))
+
+    def start_step(self, plan: StepPlan) -> None:
+        self._plan = plan
+        self._sums = torch.zeros(2, device=plan.device)
+
+    def end_step(self) -> dict[str, float]:
+        if dist.is_initialized():
+            dist.all_reduce(self._sums)
+        used_ratio = self.ratio
+        selected_tokens = max(1, sum(map(self._count, self._plan.tokens)))
+        selected_sum, all_sum = self._sums.tolist()
+        self.update(selected_sum / selected_tokens)
+        low, middle, high = (0.0,) * 3 if self._quantiles is None else self._quantiles.tolist()
+        return {
+            "adakd_ratio": used_ratio,
+            "adakd_average_loss": self.average,
+            "adakd_reference_loss": self.reference if self.reference is not None else self.average,
+            "adakd_selected_loss": selected_sum / selected_tokens,
+            "adakd_all_token_loss": all_sum / max(1, self._plan.total_tokens),
+            "adakd_tau_q05": low,
+            "adakd_tau_q50": middle,
+            "adakd_tau_q95": high,
+        }
+
+    def update(self, mean_loss: float) -> None:
+        """End of optimiser step t (Eq. 5-7): L_t, and from it the share r of step t + 1.
+
+        mean_loss: over the positions selected in the step, all ranks and micro-batches.
+        """
+        beta, epsilon, delta = self.args.adakd_beta, self.args.adakd_epsilon, self.args.adakd_delta
+        self.step += 1
+        self.average = mean_loss if self.average is None else beta * self.average + (1 - beta) * mean_loss
+        if self.args.adakd_latf != "adaptive" or self.step < self.warmup_steps:
+            return
+        if self.reference is None:  # the end of the warm-up
+            self.reference = self.average
+        elif self.average < self.reference * (1 - epsilon):
+            self.ratio = max(self.args.adakd_ratio_min, self.ratio * (1 - delta))
+            self.reference = self.average
+        elif self.average > self.reference * (1 + epsilon):
+            self.ratio = min(1.0, self.ratio * (1 + delta))
+            self.reference = self.average
+
+    def state_dict(self) -> dict:
+        return {"ratio": self.ratio, "average": self.average, "reference": self.reference, "step": self.step}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.ratio, self.average = state["ratio"], state["average"]
+        self.reference, self.step = state["reference"], state["step"]
+
+    def _count(self, positions: int) -> int:
+        return min(positions, max(1, int(self.ratio * positions)))
+
+    def _score(self, student_logits_NV: Tensor, teacher_logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, ...]:
+        tau = self.args.adakd_tau_base
+        return (
+            self.difficulty(student_logits_NV, teacher_logits_NV, labels_N),
+            self.base.token_loss(student_logits_NV / tau, teacher_logits_NV / tau, labels_N),
+            F.cross_entropy(student_logits_NV, labels_N, reduction="none"),
+        )
+
+
+def _gather(values_N: Tensor, rows_of_ranks: tuple[int, ...]) -> tuple[int, Tensor]:
+    """The values of all ranks in rank order, and where this rank's begin."""
+    if len(rows_of_ranks) == 1:
+        return 0, values_N
+    padded = values_N.new_zeros(max(1, *rows_of_ranks))
+    padded[: len(values_N)] = values_N
+    of_ranks = [torch.empty_like(padded) for _ in rows_of_ranks]
+    dist.all_gather(of_ranks, padded)
+    start = sum(rows_of_ranks[: dist.get_rank()])
+    return start, torch.cat([values[:count] for values, count in zip(of_ranks, rows_of_ranks)])

@@ -1,0 +1,143 @@
+"""What an objective is, and the registry that finds one by its name.
+
+An objective is a divergence of teacher and student at one response position. Its file states it as an equation over
+log-probabilities; `fused.py` walks over the rows and takes the gradient.
+
+Shapes: N response positions in a chunk, V shared vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from arguments import KDArguments
+
+if TYPE_CHECKING:
+    from criterions.fused import LossSums, ResponseRows
+
+# exp(ABSENT) is 0 in fp32 and ABSENT - ABSENT is 0: an entry absent on both sides contributes nothing anywhere.
+ABSENT = -1e4
+
+_REGISTRY: dict[str, type[Criterion]] = {}
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """The optimiser step that a micro-batch belongs to, known to every rank without communication.
+
+    tokens: response tokens of each micro-step over all ranks.
+    device: where the step runs.
+    """
+
+    tokens: tuple[int, ...]
+    device: torch.device | None = None
+
+    @property
+    def total_tokens(self) -> int:
+        return sum(self.tokens)
+
+
+class Criterion:
+    """Base of all objectives. Stateless unless a subclass says otherwise.
+
+    A subclass defines `token_loss`; what varies with training (AdaKD) also overrides `loss` and the step hooks.
+    """
+
+    needs_teacher: bool = True
+
+    def __init__(self, args: KDArguments):
+        self.args = args
+
+    def token_loss(
+        self, student_logits_NV: Tensor, teacher_logits_NV: Tensor, labels_N: Tensor | None = None
+    ) -> Tensor:
+        """loss_N: the divergence at each position; differentiable in the student; temperature already applied.
+
+        fp32 in, fp32 out (any float dtype in tests). A logit of -inf on either side contributes 0.
+        """
+        raise NotImplementedError
+
+    def loss(self, rows: ResponseRows) -> LossSums:
+        """Sum over the rows of (1 - kd_rate) * CE + kd_rate * KD, differentiable, and both sums for the log."""
+        temperature = self.args.kd_temperature
+        scale = temperature**2 if self.args.kd_temperature_scaling == "squared" else 1.0
+        kd_rate = self.args.kd_rate if self.needs_teacher else 0.0
+        return rows.walk(self, ce_weight=1 - kd_rate, kd_weight=kd_rate * scale, temperature=temperature)
+
+    def prepare(self, total_steps: int) -> None:
+        """Called once, before the first step."""
+
+    def start_step(self, plan: StepPlan) -> None:
+        """Called before the micro-batches of an optimiser step."""
+
+    def end_step(self) -> dict[str, float]:
+        """Called after them, on every rank. Returns what the log should show of the criterion's state."""
+        return {}
+
+    def state_dict(self) -> dict:
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        pass
+
+
+def register(*names: str) -> Callable[[type[Criterion]], type[Criterion]]:
+    """Class decorator: makes an objective known as `names`; the first is its own, the others are aliases."""
+
+    def add(criterion: type[Criterion]) -> type[Criterion]:
+        for name in names:
+            if name in _REGISTRY:
+                raise ValueError(f"objective {name!r} is already registered by {_REGISTRY[name].__name__}")
+            _REGISTRY[name] = criterion
+        return criterion
+
+    return add
+
+
+def objective_names() -> list[str]:
+    """Every name and alias, in the order of registration."""
+    return list(_REGISTRY)
+
+
+def build_criterion(name: str, args: KDArguments) -> Criterion:
+    """The objective `name` (exact name or alias; `adakd+todi` is adakd around todi).
+
+    Raises ValueError naming the flag and the known names for any other name.
+    """
+    wrapper, _, base = name.partition("+")
+    known = ", ".join(objective_names())
+    if wrapper not in _REGISTRY:
+        raise ValueError(f"--kd-objective {name}: unknown objective; choose one of {known}")
+    criterion = _REGISTRY[wrapper]
+    if not base:
+        return criterion(args)
+    if not hasattr(criterion, "around"):
+        raise ValueError(f"--kd-objective {name}: {wrapper} does not wrap another objective; drop '+{base}'")
+    return criterion.around(base, args)
+
+
+def log_probabilities(student_logits_NV: Tensor, teacher_logits_NV: Tensor) -> tuple[Tensor, Tensor]:
+    """log q, log p. Where either is 0, both become ABSENT, so that the entry adds 0 to any divergence of the two."""
+    absent_NV = torch.isneginf(student_logits_NV) | torch.isneginf(teacher_logits_NV)
+    log_q_NV, log_p_NV = student_logits_NV.log_softmax(-1), teacher_logits_NV.log_softmax(-1)
+    return log_q_NV.masked_fill(absent_NV, ABSENT), log_p_NV.masked_fill(absent_NV, ABSENT)
+
+
+def expectation(log_weights_NV: Tensor, values_NV: Tensor) -> Tensor:
+    """sum_v exp(log_weights) * values, at each position."""
+    return (log_weights_NV.exp() * values_NV).sum(-1)
+
+
+def log_mixture(log_a_NV: Tensor, log_b_NV: Tensor, weight_of_a: float) -> Tensor:
+    """log(weight * a + (1 - weight) * b) in log space, from the larger of the two; exactly log a where a = b."""
+    if weight_of_a in (0, 1):
+        return log_a_NV if weight_of_a else log_b_NV
+    log_ratio_NV = log_a_NV - log_b_NV
+    from_b_NV = log_b_NV + (weight_of_a * log_ratio_NV.clamp(max=0).expm1()).log1p()
+    from_a_NV = log_a_NV + ((1 - weight_of_a) * (-log_ratio_NV).clamp(max=0).expm1()).log1p()
+    return torch.where(log_ratio_NV > 0, from_a_NV, from_b_NV)

@@ -1,0 +1,12 @@
+"""Skewed forward KL."""
+
+from criterions.base import Criterion, expectation, log_mixture, log_probabilities, register
+
+
+@register("sfkl", "skewed_forward_kl")
+class SkewedForwardKL(Criterion):
+    """KL(p || l p + (1-l) q), l = --skew-lambda. Ko et al. 2024, arXiv 2402.03898."""
+
+    def token_loss(self, student_logits_NV, teacher_logits_NV, labels_N=None):
+        log_q_NV, log_p_NV = log_probabilities(student_logits_NV, teacher_logits_NV)
+        return expectation(log_p_NV, log_p_NV - log_mixture(log_p_NV, log_q_NV, self.args.skew_lambda))

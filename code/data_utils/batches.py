@@ -1,0 +1,168 @@
+"""Batches: the examples of a micro-batch in rows, packed or padded, and which examples every rank takes when.
+
+In: tokenised examples. Out: `Batch` (tensors) from `collate`; `Step` (plain ints) from `EpochPlan`, the same on every
+rank, so that token counts need no communication.
+
+Shapes: R rows, T tokens of a row, N response positions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids; the response ends with EOS unless it was cut."""
+
+    prompt_ids: Sequence[int]
+    response_ids: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.response_ids)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of tokens. Exactly one of `position_ids_RT` (packed) and `attention_mask_RT` (padded) is set.
+
+    response_positions: indices into the flattened [R, T] whose next token, `labels_N`, is a response token.
+    rows_of_ranks: N on every rank in this micro-step.
+    """
+
+    input_ids_RT: Tensor
+    response_positions: Tensor
+    labels_N: Tensor
+    position_ids_RT: Tensor | None = None
+    attention_mask_RT: Tensor | None = None
+    rows_of_ranks: tuple[int, ...] = (0,)
+    tokens: int = 0
+
+    def to(self, device: torch.device) -> "Batch":
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {k: v.to(device, non_blocking=True) for k, v in tensors.items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
+
+
+def collate(
+    examples: Sequence[Example], pad_id: int, max_length: int, packed: bool, rows_of_ranks: tuple[int, ...] = (0,)
+) -> Batch:
+    """One batch of all examples; of none, a batch of one pad token that keeps a rank in step with the others.
+
+    Packed: rows of at most `max_length` tokens, `position_ids` restart at each example, row ends are a dummy example.
+    Padded: one example a row, pads on the right, an attention mask.
+    """
+    lengths = [len(example) for example in examples]
+    rows = pack(lengths, max_length) if packed else [[i] for i in range(len(examples))]
+    width = max([sum(lengths[i] for i in row) for row in rows], default=1)
+    input_ids = np.full((max(1, len(rows)), width), pad_id, dtype=np.int64)
+    position_ids = np.tile(np.arange(width), (len(input_ids), 1))
+    attention_mask = np.zeros_like(input_ids)
+    positions, labels = [], []
+    for r, row in enumerate(rows):
+        start = 0
+        for i in row:
+            prompt, response, end = examples[i].prompt_ids, examples[i].response_ids, start + lengths[i]
+            input_ids[r, start:end] = np.concatenate([prompt, response])
+            position_ids[r, start:end] = np.arange(lengths[i])
+            attention_mask[r, start:end] = 1
+            # Position t predicts token t + 1; a response without a prompt has nothing that predicts its first token.
+            first = start + max(1, len(prompt))
+            positions.append(r * width + np.arange(first - 1, end - 1))
+            labels.append(input_ids[r, first:end])
+            start = end
+        position_ids[r, start:] = np.arange(width - start)
+    if not rows:
+        attention_mask[:] = 1
+    return Batch(
+        input_ids_RT=torch.from_numpy(input_ids),
+        response_positions=torch.from_numpy(np.concatenate(positions or [np.zeros(0, dtype=np.int64)])),
+        labels_N=torch.from_numpy(np.concatenate(labels or [np.zeros(0, dtype=np.int64)])),
+        position_ids_RT=torch.from_numpy(position_ids) if packed else None,
+        attention_mask_RT=None if packed else torch.from_numpy(attention_mask),
+        rows_of_ranks=rows_of_ranks,
+        tokens=sum(lengths),
+    )
+
+
+def pack(lengths: Sequence[int], max_length: int) -> list[list[int]]:
+    """Indices of the examples of each row; no row longer than `max_length` (or than its only example).
+
+    Longest first into the shortest row, for every number of rows; the smallest padded area wins, and of equal areas
+    the one with shorter rows, whose attention is cheaper.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    best, best_cost = [], None
+    for count in range(1, len(order) + 1):
+        rows, fill = [[] for _ in range(count)], [0] * count
+        for i in order:
+            shortest = fill.index(min(fill))
+            rows[shortest].append(i)
+            fill[shortest] += lengths[i]
+        width = max(fill)
+        fits = width <= max(max_length, lengths[order[0]])
+        if fits and (best_cost is None or (count * width, width) < best_cost):
+            best, best_cost = rows, (count * width, width)
+    return best
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step: `examples[micro_step][rank]` are indices into the data set.
+
+    tokens: response tokens of each micro-step and rank.
+    """
+
+    examples: tuple[tuple[tuple[int, ...], ...], ...]
+    tokens: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """Which examples make which step: a function of seed, epoch and batch shape alone, so a restart finds its place.
+
+    A step takes `batch_size * accumulation_steps * world_size` examples of the epoch's permutation, micro-step after
+    micro-step; within a micro-step the ranks get equal numbers and nearly equal lengths. The last step of an epoch
+    takes what is left.
+    """
+
+    lengths: np.ndarray  # tokens of each example
+    responses: np.ndarray  # response tokens of each example
+    batch_size: int
+    accumulation_steps: int
+    world_size: int
+    seed: int
+
+    @property
+    def examples_per_step(self) -> int:
+        return self.batch_size * self.accumulation_steps * self.world_size
+
+    def __len__(self) -> int:
+        return -(-len(self.lengths) // self.examples_per_step)
+
+    def steps(self, epoch: int, start: int = 0) -> list[Step]:
+        """The steps of an epoch, from step `start` on."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.lengths))
+        return [
+            self._step(order[first : first + self.examples_per_step])
+            for first in range(start * self.examples_per_step, len(order), self.examples_per_step)
+        ]
+
+    def _step(self, indices: np.ndarray) -> Step:
+        per_micro_step = self.batch_size * self.world_size
+        micro_steps = [indices[i : i + per_micro_step] for i in range(0, len(indices), per_micro_step)]
+        examples = tuple(self._deal(micro_step) for micro_step in micro_steps)
+        tokens = tuple(tuple(int(self.responses[list(rank)].sum()) for rank in ranks) for ranks in examples)
+        return Step(examples, tokens)
+
+    def _deal(self, indices: np.ndarray) -> tuple[tuple[int, ...], ...]:
+        """Longest first to the ranks back and forth: numbers differ by one at most, lengths by little."""
+        order = indices[np.argsort(-self.lengths[indices], kind="stable")]
+        ranks: list[list[int]] = [[] for _ in range(self.world_size)]
+        for i, index in enumerate(order):
+            turn, place = divmod(i, self.world_size)
+            ranks[place if turn % 2 == 0 else self.world_size - 1 - place].append(int(index))
+        return tuple(tuple(rank) for rank in ranks)

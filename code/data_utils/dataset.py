@@ -1,0 +1,167 @@
+"""Instruction data on disk -> token ids, tokenised once and cached.
+
+In: a jsonl file with `instruction`, `input`, `output` (text or a list of texts) and optionally `prompt`. Out:
+`InstructionDataset`, memory-mapped token ids through the datasets library.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow.compute as pc
+from transformers import PreTrainedTokenizerBase
+
+from arguments import DataArguments
+from data_utils.batches import Example
+from data_utils.prompts import alpaca_prompt, cut_prompts, encode_pairs
+
+TOKENISATION = 1  # part of the cache's key: raise it when the same row would give other ids
+ROWS_PER_WORKER = 4000  # below this a further process costs more than it saves
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line: its prompt, and the responses that count as right (training uses the first)."""
+
+    prompt: str
+    responses: tuple[str, ...]
+
+
+class InstructionDataset:
+    """Tokenised examples by index.
+
+    lengths, responses: tokens of each example, and how many of them are the response's.
+    cut_prompts, cut_responses: how many were too long.
+    """
+
+    def __init__(self, table: datasets.Dataset):
+        self._table = table.with_format("numpy")
+        columns = table.data
+        self.responses = _list_lengths(columns["response_ids"])
+        self.lengths = _list_lengths(columns["prompt_ids"]) + self.responses
+        self.cut_prompts = int(pc.sum(columns["prompt_cut"]).as_py())
+        self.cut_responses = int(pc.sum(columns["response_cut"]).as_py())
+        self.max_token_id = max(pc.max(pc.list_flatten(columns[c])).as_py() for c in ("prompt_ids", "response_ids"))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> Example:
+        row = self._table[index]
+        return Example(row["prompt_ids"], row["response_ids"])
+
+
+def load_instruction_data(
+    path: Path, tokenizer: PreTrainedTokenizerBase, args: DataArguments, limit: int = -1
+) -> InstructionDataset:
+    """The tokenised rows of a file, from the cache where they are there already.
+
+    limit: first rows only; -1: all. Raises FileNotFoundError and ValueError as `read_rows` does.
+    """
+    folder = _cache_folder(path, tokenizer, args, limit)
+    if args.force_process or not folder.is_dir():
+        _tokenise(read_rows(path, limit), tokenizer, args, folder)
+    return InstructionDataset(datasets.load_from_disk(str(folder)))
+
+
+def read_rows(path: Path, limit: int = -1) -> list[Row]:
+    """The rows of a jsonl file. Raises with file, line and remedy: FileNotFoundError, ValueError."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; point --data-dir at a folder with {path.name}")
+    rows = []
+    for number, line in enumerate(_lines(path), start=1):
+        if limit != -1 and len(rows) == limit:
+            break
+        if line.strip():
+            rows.append(_parse(line, f"{path}:{number}"))
+    if not rows:
+        raise ValueError(f"{path}: no rows; every line holds one JSON object with instruction, input and output")
+    return rows
+
+
+def _lines(path: Path) -> Iterator[str]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}:{number}: not UTF-8 ({error.reason}); convert the file to UTF-8") from None
+
+
+def _parse(line: str, place: str) -> Row:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place}: not JSON ({error.msg} at column {error.colno}); write one object a line") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"{place}: {type(row).__name__}, not an object; write {{'instruction': ..., 'output': ...}}")
+    for name in ("instruction", "input", "prompt"):
+        if not isinstance(row.get(name) or "", str):
+            raise ValueError(f"{place}: {name} is {type(row[name]).__name__}; write a string")
+    prompt = row.get("prompt") or (row.get("instruction") and alpaca_prompt(row["instruction"], row.get("input") or ""))
+    if not prompt:
+        raise ValueError(f"{place}: neither instruction nor prompt; every row needs one of them")
+    if "output" not in row:
+        raise ValueError(f"{place}: no output; write the response as a string, or several as a list")
+    responses = row["output"] if isinstance(row["output"], list) else [row["output"]]
+    if not responses or not all(isinstance(response, str) and response.strip() for response in responses):
+        raise ValueError(f"{place}: output is empty or not text; write a response or remove the row")
+    return Row(prompt, tuple(responses))
+
+
+def _tokenise(rows: list[Row], tokenizer: PreTrainedTokenizerBase, args: DataArguments, folder: Path) -> None:
+    """Writes the tokenised rows into `folder`, complete or not at all."""
+    workers = os.cpu_count() or 1 if args.data_process_workers == -1 else args.data_process_workers
+    workers = max(1, min(workers, len(rows) // ROWS_PER_WORKER))
+    table = datasets.Dataset.from_dict(
+        {"prompt": [row.prompt for row in rows], "response": [row.responses[0] for row in rows]}
+    )
+    unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    datasets.disable_progress_bars()
+    table.map(
+        lambda batch: _encode(batch, tokenizer, args.max_length, args.max_prompt_length),
+        batched=True,
+        num_proc=workers if workers > 1 else None,
+        remove_columns=["prompt", "response"],
+        new_fingerprint=folder.name,
+    ).save_to_disk(str(unfinished))
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished.rename(folder)
+
+
+def _encode(
+    batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, max_length: int, max_prompt_length: int
+) -> dict[str, list]:
+    whole_prompts, responses = encode_pairs(tokenizer, batch["prompt"], batch["response"])
+    prompts = cut_prompts(tokenizer, whole_prompts, max_prompt_length)
+    room = [max_length - len(ids) for ids in prompts]
+    return {
+        "prompt_ids": prompts,
+        "response_ids": [ids[:fits] for ids, fits in zip(responses, room)],
+        "prompt_cut": [len(ids) > max_prompt_length for ids in whole_prompts],
+        "response_cut": [len(ids) > fits for ids, fits in zip(responses, room)],
+    }
+
+
+def _cache_folder(path: Path, tokenizer: PreTrainedTokenizerBase, args: DataArguments, limit: int) -> Path:
+    """Named by everything that decides the token ids."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; point --data-dir at a folder with {path.name}")
+    key = hashlib.sha256(path.read_bytes())
+    vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
+    special = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    for part in (vocabulary, special, args.max_length, args.max_prompt_length, limit, TOKENISATION):
+        key.update(repr(part).encode())
+    root = Path(args.processed_data_dir or Path(datasets.config.HF_DATASETS_CACHE) / "instruction_data")
+    root.mkdir(parents=True, exist_ok=True)
+    return root / f"{path.parent.name}-{path.stem}-{key.hexdigest()[:24]}"
+
+
+def _list_lengths(column) -> np.ndarray:
+    return pc.list_value_length(column).to_numpy()

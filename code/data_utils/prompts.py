@@ -1,0 +1,61 @@
+"""From a row of instruction data to token ids: the Alpaca template, the cut of long prompts."""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+INTRODUCTION = (
+    "Below is an instruction that describes a task{paired}. "
+    "Write a response that appropriately completes the request.\n\n"
+)
+PAIRED = ", paired with an input that provides further context"
+RESPONSE_MARKER = "### Response:\n"
+
+
+def alpaca_prompt(instruction: str, input_text: str) -> str:
+    """The prompt of a row that brings none of its own."""
+    given = f"### Input:\n{input_text}\n\n" if input_text else ""
+    introduction = INTRODUCTION.format(paired=PAIRED if input_text else "")
+    return f"{introduction}### Instruction:\n{instruction}\n\n{given}{RESPONSE_MARKER}"
+
+
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each prompt, with BOS where the tokenizer has one."""
+    return [_without_eos(ids, tokenizer) for ids in tokenizer(list(prompts))["input_ids"]]
+
+
+def encode_pairs(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], responses: Sequence[str]
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids of each prompt, and of its response as it follows the prompt, with EOS.
+
+    Both are encoded together, since a token may depend on what stands before it; apart only where one would span both.
+    """
+    prompt_ids = encode_prompts(tokenizer, prompts)
+    joint_ids = encode_prompts(tokenizer, [prompt + response for prompt, response in zip(prompts, responses)])
+    response_ids = []
+    for before, joint, response in zip(prompt_ids, joint_ids, responses):
+        if joint[: len(before)] == before:
+            ids = joint[len(before) :]
+        else:
+            ids = tokenizer(response, add_special_tokens=False)["input_ids"]
+        response_ids.append([*ids, tokenizer.eos_token_id])
+    return prompt_ids, response_ids
+
+
+def cut_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[int]], max_prompt_length: int
+) -> list[list[int]]:
+    """Each prompt with at most `max_prompt_length` ids: its first three quarters and its end.
+
+    The instruction stands first and the response marker last, so what goes is the middle of the input text.
+    """
+    marker = len(tokenizer(f"\n\n{RESPONSE_MARKER}", add_special_tokens=False)["input_ids"])
+    tail = max(max_prompt_length // 4, marker)
+    head = max_prompt_length - tail
+    return [ids if len(ids) <= max_prompt_length else ids[:head] + ids[-tail:] for ids in prompts]
+
+
+def _without_eos(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Some tokenizers end every text with EOS; a prompt must stay open."""
+    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids

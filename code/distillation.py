@@ -1,0 +1,197 @@
+"""Distil a teacher into a student, or fine-tune one model (SFT).
+
+    python code/distillation.py --model-path STUDENT --teacher-model-path TEACHER --data-dir data/dolly \
+        --kd-objective todi --save-dir outputs/run
+
+Starts under `deepspeed`, under `torchrun`, or plainly with `python` for one process. Writes `epoch*/` checkpoints,
+`args.json`, `train.log`, `metrics.jsonl` and `dev_metrics.jsonl` into --save-dir. Exit code 2: the input is wrong, and
+the message says which flag and what to do.
+"""
+
+import json
+import logging
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import distributed as dist
+from transformers import PreTrainedTokenizerBase
+
+from arguments import DataArguments, TrainArguments, TrainConfig, parse_train_arguments
+from criterions import Criterion, build_criterion
+from data_utils.batches import EpochPlan
+from data_utils.dataset import InstructionDataset, load_instruction_data, read_rows
+from distiller import Distiller
+from models.loading import check_adapter_path, check_model_path, load_student, load_teacher, load_tokenizer
+from models.probes import packing_is_exact, split
+from models.vocabulary import shared_vocabulary
+from teacher import LiveTeacher
+from training.engine import (
+    build_engine,
+    init_distributed,
+    is_main_process,
+    read_deepspeed_config,
+    seed_everything,
+    training_dtype,
+)
+from training.loop import Data, Trainer, total_steps
+from training.metrics import Metrics, build_logger
+
+
+def main(argv: list[str]) -> None:
+    config = parse_train_arguments(argv)
+    criterion, settings = check(config)
+    device = init_distributed()
+    save_dir = Path(config.train.save_dir)
+    save_dir.mkdir(parents=True, exist_ok=True)
+    logger = build_logger(save_dir, is_main_process())
+    log_start(config, criterion, settings, save_dir, logger)
+
+    tokenizer = load_tokenizer(config.model.model_path, config.model.trust_remote_code)
+    train, dev = load_data(config.data, tokenizer)
+    seed_everything(config.train.seed)
+    distiller, teacher, packed = load_models(config, criterion, tokenizer, settings, device, logger)
+    check_token_ids(config, train, dev, distiller)
+
+    plan = epoch_plan(train, config.train)
+    steps = total_steps(plan, config.train)
+    engine = build_engine(distiller, settings, config.train, steps)
+    seed_everything(config.train.seed + 1 + dist.get_rank())
+    logger.info("%d examples, %d steps an epoch, %d steps in all", len(train), len(plan), steps)
+    dev_rows = read_rows(Path(config.data.data_dir) / "dev.jsonl", config.data.dev_num) if dev else []
+    Trainer(
+        engine=engine,
+        teacher=teacher,
+        tokenizer=tokenizer,
+        data=Data(train, dev, dev_rows, packed),
+        plan=plan,
+        data_args=config.data,
+        args=config.train,
+        generation=config.generation,
+        metrics=Metrics(save_dir / "metrics.jsonl", device, is_main_process()),
+        logger=logger,
+    ).run()
+
+
+def check(config: TrainConfig) -> tuple[Criterion, dict]:
+    """What can be wrong before anything is loaded. Raises ValueError, FileNotFoundError."""
+    criterion = build_criterion(config.kd.objective, config.kd)
+    settings = read_deepspeed_config(config.train)
+    check_model_path("--model-path", config.model.model_path)
+    if config.model.peft_path is not None:
+        check_adapter_path("--peft-path", config.model.peft_path)
+    if criterion.needs_teacher:
+        if config.teacher.teacher_model_path is None:
+            raise ValueError(
+                f"--kd-objective {config.kd.objective}: needs a teacher; pass --teacher-model-path, "
+                "or --kd-objective cross_entropy to fine-tune without one"
+            )
+        check_model_path("--teacher-model-path", config.teacher.teacher_model_path)
+        if config.teacher.teacher_peft_path is not None:
+            check_adapter_path("--teacher-peft-path", config.teacher.teacher_peft_path)
+    train_file = Path(config.data.data_dir) / "train.jsonl"
+    if not train_file.is_file():
+        raise FileNotFoundError(f"--data-dir {config.data.data_dir}: no train.jsonl there; see data/README.md")
+    return criterion, settings
+
+
+def log_start(
+    config: TrainConfig, criterion: Criterion, settings: dict, save_dir: Path, logger: logging.Logger
+) -> None:
+    """What the run is, into args.json and train.log."""
+    flags = {name: value for group in config[:-1] for name, value in asdict(group).items()}
+    if is_main_process():
+        (save_dir / "args.json").write_text(json.dumps(flags | {"deepspeed": settings}, indent=2) + "\n")
+    logger.info("objective %s, %d ranks, %s", config.kd.objective, dist.get_world_size(), training_dtype(settings))
+    if config.ignored_flags:
+        logger.info("without effect here: %s", " ".join(config.ignored_flags))
+    if not criterion.needs_teacher and config.teacher.teacher_model_path is not None:
+        logger.info("%s needs no teacher: %s is not loaded", config.kd.objective, config.teacher.teacher_model_path)
+
+
+def load_data(
+    args: DataArguments, tokenizer: PreTrainedTokenizerBase
+) -> tuple[InstructionDataset, InstructionDataset | None]:
+    """train and, where there is one, dev. The first process of each node tokenises, the others read its cache."""
+    first = int(os.environ["LOCAL_RANK"]) == 0
+    if not first:
+        dist.barrier()
+    folder = Path(args.data_dir)
+    train = load_instruction_data(folder / "train.jsonl", tokenizer, args, args.train_num)
+    has_dev = (folder / "dev.jsonl").is_file()
+    dev = load_instruction_data(folder / "dev.jsonl", tokenizer, args, args.dev_num) if has_dev else None
+    if first:
+        dist.barrier()
+    return train, dev
+
+
+def load_models(
+    config: TrainConfig,
+    criterion: Criterion,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: dict,
+    device: torch.device,
+    logger: logging.Logger,
+) -> tuple[Distiller, LiveTeacher | None, bool]:
+    """The distiller, the teacher if the objective needs one, and whether batches can be packed."""
+    dtype = training_dtype(settings)
+    student = load_student(config.model, dtype).to(device)
+    models, vocabulary_size = [student], None
+    if criterion.needs_teacher:
+        model_args = config.model
+        teacher_model = load_teacher(
+            config.teacher, dtype, model_args.attn_implementation, model_args.trust_remote_code
+        ).to(device)
+        models.append(teacher_model)
+        vocabulary_size = shared_vocabulary(
+            tokenizer,
+            load_tokenizer(config.teacher.teacher_model_path, model_args.trust_remote_code),
+            student.get_output_embeddings().weight.shape[0],
+            teacher_model.get_output_embeddings().weight.shape[0],
+        )
+    splits = [split(model, vocabulary_size) for model in models]
+    packed = config.data.packing and all(map(packing_is_exact, models))
+    for name, part in zip(("student", "teacher"), splits):
+        trainable = sum(p.numel() for p in part.model.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in part.model.parameters())
+        logger.info("%s: %s parameters, %s trainable, head %s", name, f"{total:,}", f"{trainable:,}", part.head.kind)
+    logger.info("vocabulary %d, batches %s", splits[0].head.vocabulary_size, "packed" if packed else "padded")
+    teacher = LiveTeacher(splits[1]) if criterion.needs_teacher else None
+    return Distiller(splits[0], criterion, config.kd.loss_chunk_mb), teacher, packed
+
+
+def check_token_ids(
+    config: TrainConfig, train: InstructionDataset, dev: InstructionDataset | None, distiller: Distiller
+) -> None:
+    """Raises ValueError if a row has a token that the models do not share."""
+    limit = distiller.split_student.head.vocabulary_size
+    for data in filter(None, (train, dev)):
+        if data.max_token_id >= limit:
+            raise ValueError(
+                f"--data-dir {config.data.data_dir}: a row has token id {data.max_token_id}, and the models share the "
+                f"ids below {limit}; remove the special tokens from the text"
+            )
+
+
+def epoch_plan(train: InstructionDataset, args: TrainArguments) -> EpochPlan:
+    return EpochPlan(
+        lengths=train.lengths,
+        responses=train.responses,
+        batch_size=args.batch_size,
+        accumulation_steps=args.gradient_accumulation_steps,
+        world_size=dist.get_world_size(),
+        seed=args.seed,
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()

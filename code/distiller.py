@@ -1,0 +1,44 @@
+"""Distiller: the student and its objective, as the one module that the DeepSpeed engine holds.
+
+In: a batch, and the teacher's hidden states at the same response positions. Out: loss sums.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from criterions import Criterion
+from criterions.fused import LossSums, ResponseRows
+from data_utils.batches import Batch
+from models.heads import SplitModel
+from teacher import TeacherStates
+
+
+class Distiller(nn.Module):
+    """Student and criterion. The teacher is not part of it: neither its memory nor its parameters are the engine's."""
+
+    def __init__(self, student: SplitModel, criterion: Criterion, loss_chunk_mb: int):
+        super().__init__()
+        self.student = student.model
+        self.split_student = student
+        self.criterion = criterion
+        self.chunk_bytes = loss_chunk_mb * 2**20
+
+    def forward(self, batch: Batch, teacher: TeacherStates | None = None) -> LossSums:
+        """Sums over the batch's response positions, differentiable in the student."""
+        return self.criterion.loss(self._rows(batch, teacher))
+
+    @torch.no_grad()
+    def nll(self, batch: Batch) -> Tensor:
+        """Sum of -log q(y) over the batch's response positions: the dev loss, comparable between objectives."""
+        return self._rows(batch, None).walk(self.criterion, ce_weight=1.0, kd_weight=0.0).ce
+
+    def _rows(self, batch: Batch, teacher: TeacherStates | None) -> ResponseRows:
+        return ResponseRows(
+            hidden_ND=self.split_student.hidden_states(batch),
+            head=self.split_student.head,
+            labels_N=batch.labels_N,
+            chunk_bytes=self.chunk_bytes,
+            teacher_hidden_NE=teacher.hidden_NE if teacher else None,
+            teacher_head=teacher.head if teacher else None,
+            rows_of_ranks=batch.rows_of_ranks,
+        )

@@ -1,0 +1,83 @@
+"""Answers to prompts: batches in length order, padded on the left, shared among the ranks.
+
+In: token ids of prompts. Out: one answer a prompt, on every rank, in the order of the prompts. A batch draws from a
+generator seeded by (seed, batch), so that the answers do not depend on the number of ranks.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from tqdm import tqdm
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from arguments import GenerationArguments
+
+
+@torch.no_grad()
+def generate_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    args: GenerationArguments,
+    max_new_tokens: int,
+    batch_size: int,
+    seed: int,
+    synced: bool = False,
+    description: str = "generate",
+) -> list[str]:
+    """One answer a prompt. `synced`: ranks generate in step with each other, as ZeRO-3 needs."""
+    distributed = dist.is_initialized()
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))  # the longest first: short of memory, early
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    rounds = -(-len(batches) // world_size)
+    config = generation_config(args, tokenizer, max_new_tokens)
+
+    mine: dict[int, str] = {}
+    for turn in tqdm(range(rounds), desc=description, disable=rank != 0, leave=False):
+        number = turn * world_size + rank
+        if number >= len(batches) and not synced:
+            break
+        indices = batches[min(number, len(batches) - 1)]
+        input_ids, attention_mask = pad_left([prompts[i] for i in indices], tokenizer.pad_token_id, model.device)
+        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+            torch.manual_seed(seed * 1_000_003 + number)
+            generated = model.generate(
+                input_ids=input_ids, attention_mask=attention_mask, generation_config=config, synced_gpus=synced
+            )
+        if number < len(batches):
+            answers = tokenizer.batch_decode(generated[:, input_ids.shape[1] :], skip_special_tokens=True)
+            mine.update(zip(indices, (answer.strip() for answer in answers)))
+
+    if distributed:
+        of_ranks: list[dict[int, str]] = [{} for _ in range(world_size)]
+        dist.all_gather_object(of_ranks, mine)
+        mine = {index: answer for answers in of_ranks for index, answer in answers.items()}
+    return [mine[i] for i in range(len(prompts))]
+
+
+def generation_config(
+    args: GenerationArguments, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int
+) -> GenerationConfig:
+    """Transformers' form of the flags; nothing is left to the model's own defaults."""
+    sampling = {"temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k} if args.do_sample else {}
+    return GenerationConfig(
+        do_sample=args.do_sample,
+        num_beams=args.num_beams,
+        repetition_penalty=args.repetition_penalty or 1.0,
+        no_repeat_ngram_size=args.no_repeat_ngram_size,
+        max_new_tokens=args.max_new_tokens or max_new_tokens,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **sampling,
+    )
+
+
+def pad_left(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """input_ids and attention_mask [prompts, longest]."""
+    width = max(map(len, prompts))
+    input_ids = [[pad_id] * (width - len(ids)) + list(ids) for ids in prompts]
+    attention_mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts]
+    return torch.tensor(input_ids, device=device), torch.tensor(attention_mask, device=device)

@@ -1,0 +1,136 @@
+"""A causal LM cut before its head: hidden states at response positions, and what turns them into logits.
+
+In: a Transformers (or PEFT) causal LM. Out: a `SplitModel`; its head is probed against `model(...).logits`, and one
+that this file cannot reproduce falls back to the model's own logits.
+
+Shapes: R rows of a batch, T tokens of a row, N response positions, C of them in a chunk, D hidden size, V vocabulary.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from data_utils.batches import Batch
+
+
+class LanguageModelHead:
+    """logits = softcap(scale * (hidden @ weight.T + bias)), cut to the first `vocabulary_size` ids.
+
+    Reads the module's parameters at every use: DeepSpeed casts, moves and gathers them in place.
+    """
+
+    kind = "chunked"
+
+    def __init__(self, linear: nn.Linear, vocabulary_size: int, scale: float = 1.0, softcap: float | None = None):
+        self.linear = linear
+        self.vocabulary_size = vocabulary_size
+        self.scale = scale
+        self.softcap = softcap
+
+    def parameters(self) -> tuple[Tensor, Tensor | None]:
+        return self.linear.weight, self.linear.bias
+
+    def project(self, hidden_CD: Tensor) -> Tensor:
+        bias = self.linear.bias
+        return F.linear(hidden_CD, self._weight(), None if bias is None else bias[: self.vocabulary_size])
+
+    def finish(self, raw_CV: Tensor) -> Tensor:
+        logits_CV = raw_CV.to(torch.promote_types(raw_CV.dtype, torch.float32))
+        if self.scale != 1:
+            logits_CV = logits_CV * self.scale
+        if self.softcap is not None:
+            logits_CV = self.softcap * torch.tanh(logits_CV / self.softcap)
+        return logits_CV
+
+    def project_backward(self, grad_raw_CV: Tensor) -> Tensor:
+        return grad_raw_CV @ self._weight()
+
+    def accumulate_weight_gradient(self, grad_weight_VD: Tensor, grad_raw_CV: Tensor, hidden_CD: Tensor) -> None:
+        shared_VD = grad_weight_VD[: self.vocabulary_size]
+        if grad_raw_CV.dtype == shared_VD.dtype:
+            shared_VD.addmm_(grad_raw_CV.T, hidden_CD)
+        else:  # the product in the parameters' dtype, the sum over chunks in fp32
+            shared_VD += grad_raw_CV.T @ hidden_CD
+
+    def _weight(self) -> Tensor:
+        return self.linear.weight[: self.vocabulary_size]
+
+
+class ModelLogits:
+    """The head of a model whose own logits are used: what it is given are logits already."""
+
+    kind = "the model's own logits"
+
+    def __init__(self, vocabulary_size: int):
+        self.vocabulary_size = vocabulary_size
+
+    def parameters(self) -> tuple[None, None]:
+        return None, None
+
+    def project(self, logits_CV: Tensor) -> Tensor:
+        return logits_CV[:, : self.vocabulary_size]
+
+    def finish(self, logits_CV: Tensor) -> Tensor:
+        return logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
+
+    def project_backward(self, grad_logits_CV: Tensor) -> Tensor:
+        return grad_logits_CV
+
+    def accumulate_weight_gradient(self, *_) -> None:
+        raise AssertionError("a model's own logits come with no head weight")
+
+
+class SplitModel:
+    """A causal LM as a function from a batch to hidden states at response positions, and its head.
+
+    Not a module: whoever trains the model holds it.
+    """
+
+    def __init__(self, model: PreTrainedModel, head: LanguageModelHead | ModelLogits):
+        self.model = model
+        self.head = head
+        self.causal_lm = unwrap_peft(model)
+
+    def hidden_states(self, batch: Batch) -> Tensor:
+        """hidden_ND at `batch.response_positions` (logits_NV where the head is `ModelLogits`)."""
+        inputs = {
+            "input_ids": batch.input_ids_RT,
+            "attention_mask": batch.attention_mask_RT,
+            "position_ids": batch.position_ids_RT,
+            "use_cache": False,
+        }
+        if isinstance(self.head, ModelLogits):
+            columns_K, positions_N = _needed_columns(batch)
+            logits_RKV = self.model(**inputs, logits_to_keep=columns_K).logits
+            return logits_RKV.flatten(0, 1)[positions_N]
+        hidden_RTD = self.causal_lm.base_model(**inputs).last_hidden_state
+        return hidden_RTD.flatten(0, 1)[batch.response_positions]
+
+
+def unwrap_peft(model: nn.Module) -> PreTrainedModel:
+    """The Transformers model inside a PEFT model, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def find_head(model: nn.Module) -> LanguageModelHead | None:
+    """The head as this file understands it, or None where it cannot be a plain linear layer."""
+    causal_lm = unwrap_peft(model)
+    linear = causal_lm.get_output_embeddings()
+    if type(linear) is not nn.Linear:  # a wrapped head (LoRA on it, quantised) is more than its weight
+        return None
+    config = causal_lm.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1.0
+    scale /= getattr(config, "logits_scaling", None) or 1.0
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return LanguageModelHead(linear, linear.weight.shape[0], scale, softcap)
+
+
+def _needed_columns(batch: Batch) -> tuple[Tensor, Tensor]:
+    """The columns of the batch with a response position in any row, and the positions among those columns."""
+    length = batch.input_ids_RT.shape[1]
+    row_N, column_N = batch.response_positions // length, batch.response_positions % length
+    columns_K, index_N = column_N.unique(return_inverse=True)
+    if not len(columns_K):  # no response: an empty `logits_to_keep` would mean all columns
+        columns_K = torch.zeros(1, dtype=torch.long, device=column_N.device)
+    return columns_K, row_N * len(columns_K) + index_N

@@ -1,0 +1,113 @@
+"""Student, teacher and tokenizer from a folder or a hub id; LoRA adapters new, continued or merged.
+
+In: paths and a dtype. Out: Transformers or PEFT models on the CPU; the student trainable, the teacher frozen.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from arguments import ModelArguments, TeacherArguments
+
+
+def load_tokenizer(path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model. Raises ValueError if it has no EOS; without PAD, EOS fills the place of pads."""
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"{path}: its tokenizer has no EOS token, so no answer could end; set eos_token there")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # only ever fills space: lengths say where an example ends
+    return tokenizer
+
+
+def load_student(args: ModelArguments, dtype: torch.dtype) -> PreTrainedModel | PeftModel:
+    """The student: all weights trainable, or (--peft lora) an adapter on frozen weights."""
+    model = _load(args.model_path, dtype, args.attn_implementation, args.trust_remote_code)
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if args.peft is None:
+        return model
+    # The adapter keeps the model's dtype: DeepSpeed holds the fp32 master weights.
+    if args.peft_path is not None:
+        return PeftModel.from_pretrained(model, args.peft_path, is_trainable=True, autocast_adapter_dtype=False)
+    names = args.peft_lora_target_modules
+    config = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=args.peft_lora_r,
+        lora_alpha=args.peft_lora_alpha,
+        lora_dropout=args.peft_lora_dropout,
+        target_modules=names.split(",") if names and names != "all-linear" else names,
+    )
+    try:
+        return get_peft_model(model, config, autocast_adapter_dtype=False)
+    except ValueError as error:  # PEFT does not know the architecture, or a name matches nothing
+        raise ValueError(f"--peft-lora-target-modules {names}: {error}; name the modules, or pass all-linear") from None
+
+
+def load_teacher(
+    args: TeacherArguments, dtype: torch.dtype, attn_implementation: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """The teacher, in evaluation mode, without gradients, its adapter merged."""
+    model = _load(args.teacher_model_path, dtype, attn_implementation, trust_remote_code)
+    if args.teacher_peft_path is not None:
+        model = PeftModel.from_pretrained(model, args.teacher_peft_path).merge_and_unload()
+    return model.eval().requires_grad_(False)
+
+
+def load_checkpoint(
+    path: str,
+    peft_path: str | None = None,
+    dtype: torch.dtype | str = "auto",
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model to evaluate, its adapter merged: a full checkpoint, an adapter (its base from its own config) or both."""
+    if peft_path is None and (Path(path) / "adapter_config.json").is_file():
+        peft_path, path = path, adapter_base(path)
+    check_model_path("--model-path", path)
+    model = _load(path, dtype, attn_implementation, trust_remote_code)
+    tokenizer_path = path
+    if peft_path is not None:
+        check_adapter_path("--peft-path", peft_path)
+        model = PeftModel.from_pretrained(model, peft_path).merge_and_unload()
+        if (Path(peft_path) / "tokenizer_config.json").is_file():
+            tokenizer_path = peft_path
+    return model.eval(), load_tokenizer(tokenizer_path, trust_remote_code)
+
+
+def check_model_path(flag: str, path: str) -> None:
+    """Raises ValueError if a local path cannot be a model; a hub id (`name` or `owner/name`) passes."""
+    folder = Path(path)
+    if folder.is_dir():
+        if (folder / "config.json").is_file():
+            return
+        if (folder / "adapter_config.json").is_file():
+            raise ValueError(f"{flag} {path}: a LoRA adapter; pass its base here and the adapter as the PEFT path")
+        found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
+        raise ValueError(f"{flag} {path}: no config.json there (found: {found}); pass the folder of a model")
+    is_hub_id = path.count("/") <= 1 and not path.startswith((".", "/", "~", "outputs/", "model_hub/"))
+    if folder.exists() or not is_hub_id:
+        raise ValueError(f"{flag} {path}: no such folder; pass the folder of a model or a hub id")
+
+
+def check_adapter_path(flag: str, path: str) -> None:
+    """Raises ValueError if a path is not the folder of a LoRA adapter."""
+    if not (Path(path) / "adapter_config.json").is_file():
+        raise ValueError(f"{flag} {path}: no adapter_config.json there; pass the epoch folder of a LoRA run")
+
+
+def adapter_base(path: str) -> str:
+    """The base model that an adapter names."""
+    base = json.loads((Path(path) / "adapter_config.json").read_text()).get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"{path}: the adapter names no base; pass --model-path BASE --peft-path {path}")
+    return base
+
+
+def _load(path: str, dtype: torch.dtype | str, attn_implementation: str | None, trust_remote_code: bool):
+    return AutoModelForCausalLM.from_pretrained(
+        path, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
+    )

@@ -1,0 +1,97 @@
+"""What a model can do, found out at load on two short rows: be packed, be cut before its head."""
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from data_utils.batches import Batch, Example, collate
+from models.heads import ModelLogits, SplitModel, find_head, unwrap_peft
+
+# Largest difference of two logits, in units of their spread, that rounding explains. A model that ignores the borders
+# of packed examples, or a head with a step of its own, is wrong by the order of the spread itself.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+
+
+def split(model: PreTrainedModel, vocabulary_size: int | None = None) -> SplitModel:
+    """The model cut before its head, or with its own logits where the cut does not reproduce them.
+
+    vocabulary_size: ids to keep, from 0 on; default: all.
+    """
+    head = find_head(model)
+    if head is not None and unwrap_peft(model).base_model is not unwrap_peft(model):
+        candidate = SplitModel(model, head)
+        if head_is_exact(candidate):
+            head.vocabulary_size = vocabulary_size or head.vocabulary_size
+            return candidate
+    size = vocabulary_size or unwrap_peft(model).config.get_text_config().vocab_size
+    return SplitModel(model, ModelLogits(size))
+
+
+@torch.no_grad()
+def head_is_exact(model: SplitModel) -> bool:
+    """Whether the head gives the model's own logits."""
+    with _evaluating(model.model):
+        batch = collate(_examples(model.model), 0, max_length=1, packed=False).to(model.model.device)
+        own_NV = _own_logits(model.model, batch)
+        split_NV = model.head.finish(model.head.project(model.hidden_states(batch)))
+    return own_NV.shape == split_NV.shape and _agree(own_NV, split_NV, model.model.dtype)
+
+
+@torch.no_grad()
+def packing_is_exact(model: PreTrainedModel) -> bool:
+    """Whether examples in one row, told apart by `position_ids` alone, get the logits that they get alone."""
+    examples = _examples(model)
+    with _evaluating(model):
+        packed = _one_row(examples).to(model.device)
+        try:
+            packed_NV = _own_logits(model, packed)
+        except TypeError:  # a forward without `position_ids`
+            return False
+        alone_NV = torch.cat([_own_logits(model, collate([e], 0, 1, packed=False).to(model.device)) for e in examples])
+    return _agree(packed_NV, alone_NV, model.dtype)
+
+
+def _examples(model: PreTrainedModel) -> list[Example]:
+    vocabulary = unwrap_peft(model).config.get_text_config().vocab_size
+    ids = torch.randint(vocabulary, (19,), generator=torch.Generator().manual_seed(0)).tolist()
+    return [Example(ids[:4], ids[4:11]), Example(ids[11:14], ids[14:])]
+
+
+def _one_row(examples: list[Example]) -> Batch:
+    """Both examples in one row, where `collate` would prefer two short ones."""
+    batches = [collate([example], 0, max_length=1, packed=True) for example in examples]
+    starts = [0, len(examples[0])]
+    return Batch(
+        input_ids_RT=torch.cat([b.input_ids_RT for b in batches], dim=1),
+        position_ids_RT=torch.cat([b.position_ids_RT for b in batches], dim=1),
+        response_positions=torch.cat([b.response_positions + start for b, start in zip(batches, starts)]),
+        labels_N=torch.cat([b.labels_N for b in batches]),
+    )
+
+
+def _own_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """logits_NV of the model itself at the response positions."""
+    inputs = {"attention_mask": batch.attention_mask_RT, "use_cache": False}
+    if batch.position_ids_RT is not None:
+        inputs["position_ids"] = batch.position_ids_RT
+    logits_RTV = model(input_ids=batch.input_ids_RT, **inputs).logits
+    return logits_RTV.flatten(0, 1)[batch.response_positions].float()
+
+
+def _agree(first_NV: Tensor, second_NV: Tensor, dtype: torch.dtype) -> bool:
+    spread = first_NV.std().clamp_min(1e-6)
+    return bool((first_NV - second_NV.to(first_NV.dtype)).abs().max() <= TOLERANCE[dtype] * spread)
+
+
+class _evaluating:
+    """Dropout off inside the block."""
+
+    def __init__(self, model: PreTrainedModel):
+        self.model = model
+
+    def __enter__(self):
+        self.was_training = self.model.training
+        self.model.eval()
+
+    def __exit__(self, *_):
+        self.model.train(self.was_training)

@@ -1,0 +1,78 @@
+"""Checkpoints that `from_pretrained` loads: whole weights, or the adapter of a LoRA run, with the tokenizer.
+
+A folder appears under its final name only when it is complete.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import deepspeed
+from peft import PeftModel
+from torch import Tensor, nn
+from torch import distributed as dist
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def save_checkpoint(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes the student. Every rank calls it (ZeRO-3 gathers the weights); rank 0 writes."""
+    state = gathered_state_dict(model)
+    if dist.get_rank() == 0:
+        unfinished = folder.with_name(f".{folder.name}.tmp")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        options = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
+        model.save_pretrained(unfinished, state_dict=state, **options)
+        tokenizer.save_pretrained(unfinished)
+        flush(unfinished)
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.rename(folder)
+    dist.barrier()
+
+
+def gathered_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint holds, on the CPU of rank 0 (elsewhere empty): all tensors, or a PEFT model's trainable ones.
+
+    Tied tensors stay tied. Under ZeRO-3 one parameter at a time is whole on the device.
+    """
+    adapter_only = isinstance(model, PeftModel)
+    state: dict[str, Tensor] = {}
+    copies: dict[int, Tensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if adapter_only and not tensor.requires_grad:
+            continue
+        with deepspeed.zero.GatheredParameters([tensor], enabled=hasattr(tensor, "ds_id")):
+            if dist.get_rank() == 0:
+                if id(tensor) not in copies:
+                    copies[id(tensor)] = tensor.detach().to("cpu", copy=True)
+                state[name] = copies[id(tensor)]
+    return state
+
+
+class BestCheckpoints:
+    """Keeps the N best folders; a higher score is better. `count` -1 keeps all."""
+
+    def __init__(self, count: int):
+        self.count = count
+        self.kept: list[tuple[float, Path]] = []
+
+    def wants(self, score: float) -> bool:
+        return self.count == -1 or len(self.kept) < self.count or score > min(self.kept)[0]
+
+    def add(self, score: float, folder: Path) -> None:
+        """After `folder` is complete: forgets, and on rank 0 deletes, what is no longer among the best."""
+        self.kept.append((score, folder))
+        while self.count != -1 and len(self.kept) > self.count:
+            worst = min(self.kept)
+            self.kept.remove(worst)
+            if dist.get_rank() == 0:
+                shutil.rmtree(worst[1], ignore_errors=True)
+
+
+def flush(folder: Path) -> None:
+    """Everything in `folder` is on the disk when this returns."""
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

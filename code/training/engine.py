@@ -1,0 +1,110 @@
+"""DeepSpeed: process group, configuration, and the engine around the student.
+
+The engine holds the distiller (student and criterion) only. Batch size, accumulation and clipping come from the flags,
+ZeRO stage and dtype from the JSON file.
+"""
+
+import json
+import os
+import random
+import socket
+from pathlib import Path
+
+import deepspeed
+import numpy as np
+import torch
+from deepspeed.accelerator import get_accelerator
+from torch import distributed as dist
+
+from arguments import TrainArguments
+from distiller import Distiller
+from training.optimizer import build_optimizer, build_scheduler
+
+# What the flags decide; a file that sets it too would contradict them silently.
+SET_BY_FLAGS = {
+    "optimizer": "the optimiser is AdamW with --lr and --weight-decay",
+    "scheduler": "the schedule is --lr-decay-style with --warmup-iters",
+    "train_batch_size": "it is --batch-size x --gradient-accumulation-steps x ranks",
+}
+
+
+def read_deepspeed_config(args: TrainArguments) -> dict:
+    """The JSON file with what the flags decide filled in. Raises FileNotFoundError, ValueError."""
+    settings = {"zero_optimization": {"stage": 0}}
+    if args.deepspeed_config is not None:
+        path = Path(args.deepspeed_config)
+        if not path.is_file():
+            raise FileNotFoundError(f"--deepspeed_config {path}: no such file; see configs/deepspeed/")
+        try:
+            settings = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"--deepspeed_config {path}: not JSON ({error}); see configs/deepspeed/") from None
+    for name, remedy in SET_BY_FLAGS.items():
+        if settings.get(name, "auto") != "auto":
+            raise ValueError(f"--deepspeed_config {args.deepspeed_config}: remove {name!r}; {remedy}")
+        settings.pop(name, None)
+    return settings | {
+        "train_micro_batch_size_per_gpu": args.batch_size,
+        "gradient_accumulation_steps": args.gradient_accumulation_steps,
+        "gradient_clipping": args.clip_grad,
+        "zero_force_ds_cpu_optimizer": False,  # the optimiser is torch's AdamW wherever it runs
+        "steps_per_print": 2**31,
+    }
+
+
+def training_dtype(settings: dict) -> torch.dtype:
+    """What the parameters are held in."""
+    if settings.get("bf16", {}).get("enabled"):
+        return torch.bfloat16
+    return torch.float16 if settings.get("fp16", {}).get("enabled") else torch.float32
+
+
+def zero_stage(settings: dict) -> int:
+    return settings.get("zero_optimization", {}).get("stage", 0)
+
+
+def init_distributed() -> torch.device:
+    """Joins the process group of `deepspeed` or `torchrun`, or makes one of this process alone. Returns the device."""
+    accelerator = get_accelerator()
+    if "RANK" not in os.environ:
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            os.environ["MASTER_PORT"] = str(free.getsockname()[1])
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if accelerator.device_name() != "cpu":
+        accelerator.set_device(local_rank)
+    deepspeed.init_distributed(
+        dist_backend=accelerator.communication_backend_name(), auto_mpi_discovery=False, verbose=False
+    )
+    return torch.device(accelerator.device_name(local_rank) if accelerator.device_name() != "cpu" else "cpu")
+
+
+def seed_everything(seed: int) -> None:
+    """Python, NumPy and torch. Ranks differ in `seed` where they should draw differently (dropout)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def build_engine(
+    distiller: Distiller, settings: dict, args: TrainArguments, total_steps: int
+) -> deepspeed.DeepSpeedEngine:
+    """The engine with optimiser and schedule; the student's parameters are cast, moved and partitioned in place."""
+    optimizer = build_optimizer(distiller, args)
+    engine, *_ = deepspeed.initialize(
+        model=distiller,
+        optimizer=optimizer,
+        lr_scheduler=build_scheduler(optimizer, args, total_steps),
+        config=settings,
+    )
+    if zero_stage(settings) == 3:
+        # The chunked loss reads the head's parameters outside the head's own forward.
+        for parameter in distiller.split_student.head.parameters():
+            if parameter is not None:
+                deepspeed.zero.register_external_parameter(distiller, parameter)
+    return engine
+
+
+def is_main_process() -> bool:
+    return dist.get_rank() == 0

@@ -1,0 +1,183 @@
+"""The training loop: steps, logs, dev evaluation, checkpoints.
+
+In: an engine around a `Distiller`, a teacher (or none), data. Out: checkpoints and logs under --save-dir.
+
+The loss of an optimiser step is its sum over all ranks and micro-steps divided by its response tokens, which every
+rank knows from the plan of the epoch; so how the step is cut into micro-batches and ranks does not change the gradient.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from deepspeed import DeepSpeedEngine
+from torch import distributed as dist
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from arguments import DataArguments, GenerationArguments, TrainArguments
+from criterions import StepPlan
+from data_utils.batches import Batch, EpochPlan, Step, collate
+from data_utils.dataset import InstructionDataset, Row
+from data_utils.prompts import cut_prompts, encode_prompts
+from distiller import Distiller
+from evaluation.generation import generate_answers
+from evaluation.rouge import rouge_l
+from teacher import LiveTeacher
+from training.checkpoints import BestCheckpoints, save_checkpoint
+from training.metrics import Metrics
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is trained on and what is measured on; `dev_rows` has the text of `dev` for generation."""
+
+    train: InstructionDataset
+    dev: InstructionDataset | None
+    dev_rows: Sequence[Row]
+    packed: bool
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Trains `engine.module`, a Distiller, to the last step."""
+
+    engine: DeepSpeedEngine
+    teacher: LiveTeacher | None
+    tokenizer: PreTrainedTokenizerBase
+    data: Data
+    plan: EpochPlan
+    data_args: DataArguments
+    args: TrainArguments
+    generation: GenerationArguments
+    metrics: Metrics
+    logger: logging.Logger
+
+    @property
+    def distiller(self) -> Distiller:
+        return self.engine.module
+
+    @property
+    def total_steps(self) -> int:
+        return total_steps(self.plan, self.args)
+
+    def run(self) -> None:
+        """All epochs; after each, dev evaluation and a checkpoint as the intervals say."""
+        best = BestCheckpoints(self.args.keep_best_n_checkpoints)
+        self.distiller.criterion.prepare(self.total_steps)
+        step, main = 0, dist.get_rank() == 0
+        with tqdm(total=self.total_steps, desc="train", unit="step", disable=not main, leave=False) as progress:
+            for epoch in range(1, self.args.num_epochs + 1):
+                self.engine.train()
+                self.metrics.restart_clock()
+                for planned in self.plan.steps(epoch)[: self.total_steps - step]:
+                    extras = self._train_step(planned)
+                    step += 1
+                    progress.update()
+                    if step % self.args.log_interval == 0 or step == self.total_steps:
+                        self._log(step, epoch, extras)
+                last = step == self.total_steps
+                if last or epoch % self.args.save_interval == 0 or epoch % self.args.eval_interval == 0:
+                    self._finish_epoch(epoch, step, best, save=last or epoch % self.args.save_interval == 0)
+                if last:
+                    break
+        for score, folder in sorted(best.kept, reverse=True):
+            self.logger.info("kept %s (score %.4f)", folder, score)
+
+    def _train_step(self, step: Step) -> dict[str, float]:
+        """One optimiser step. Returns what the criterion logs of it."""
+        rank, world_size = dist.get_rank(), dist.get_world_size()
+        plan = StepPlan(tuple(sum(of_ranks) for of_ranks in step.tokens), self.engine.device)
+        self.distiller.criterion.start_step(plan)
+        for number, (examples, tokens) in enumerate(zip(step.examples, step.tokens)):
+            batch = self._batch(self.data.train, examples[rank], tokens)
+            self.engine.set_gradient_accumulation_boundary(number == len(step.examples) - 1)
+            teacher = self.teacher.states(batch) if self.teacher else None
+            sums = self.engine(batch=batch, teacher=teacher)
+            # The engine averages over ranks; the loss is a sum over all of them, divided once.
+            self.engine.backward(sums.loss * (world_size / plan.total_tokens), scale_wrt_gas=False)
+            self.engine.step()
+            self.metrics.add(sums, batch)
+        return self.distiller.criterion.end_step()
+
+    def _batch(self, data: InstructionDataset, indices: Sequence[int], rows_of_ranks: tuple[int, ...]) -> Batch:
+        examples = [data[i] for i in indices]
+        pad_id, length = self.tokenizer.pad_token_id, self.data_args.max_length
+        return collate(examples, pad_id, length, self.data.packed, rows_of_ranks).to(self.engine.device)
+
+    def _log(self, step: int, epoch: int, extras: dict[str, float]) -> None:
+        since = step % self.args.log_interval or self.args.log_interval
+        record = self.metrics.log(step, epoch, self.engine.get_lr()[0], since, extras)
+        self.logger.info(
+            "epoch %d/%d step %d/%d loss %.4f nll_loss %.4f kd_loss %.4f lr %.3g %.0f tokens/s%s",
+            epoch,
+            self.args.num_epochs,
+            step,
+            self.total_steps,
+            record["loss"],
+            record["nll_loss"],
+            record["kd_loss"],
+            record["lr"],
+            record["tokens_per_s"],
+            "".join(f" {name} {value:.4g}" for name, value in extras.items()),
+        )
+
+    def _finish_epoch(self, epoch: int, step: int, best: BestCheckpoints, save: bool) -> None:
+        self.engine.eval()
+        scores = self._evaluate(epoch, step)
+        name = f"epoch{epoch}_step{step}" + "".join(f"_{k}{v:.4f}" for k, v in scores.items())
+        # Without dev data the latest checkpoint counts as the best.
+        score = scores.get("rougel", -scores["loss"] if "loss" in scores else float(step))
+        if save and best.wants(score):
+            folder = Path(self.args.save_dir) / name
+            save_checkpoint(self.distiller.student, self.tokenizer, folder)
+            best.add(score, folder)
+            self.logger.info("saved %s", folder)
+
+    def _evaluate(self, epoch: int, step: int) -> dict[str, float]:
+        """Dev NLL in nats a token (`loss`) and, with --eval-gen, dev ROUGE-L (`rougel`)."""
+        if self.data.dev is None:
+            return {}
+        scores = {"loss": self._dev_loss(self.data.dev)}
+        if self.args.eval_gen:
+            scores["rougel"] = self._dev_rouge(self.data.dev_rows)
+        self.logger.info("dev epoch %d %s", epoch, " ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+        if dist.get_rank() == 0:
+            with (Path(self.args.save_dir) / "dev_metrics.jsonl").open("a") as file:
+                file.write(json.dumps({"step": step, "epoch": epoch, **scores}) + "\n")
+        return scores
+
+    def _dev_loss(self, dev: InstructionDataset) -> float:
+        rank, world_size, size = dist.get_rank(), dist.get_world_size(), self.args.eval_batch_size
+        order = sorted(range(len(dev)), key=lambda i: -dev.lengths[i])
+        total = torch.zeros((), dtype=torch.float64, device=self.engine.device)
+        for first in range(0, len(order), size * world_size):
+            indices = order[first : first + size * world_size][rank::world_size]
+            total += self.distiller.nll(self._batch(dev, indices, (0,)))
+        dist.all_reduce(total)
+        return total.item() / int(dev.responses.sum())
+
+    def _dev_rouge(self, rows: Sequence[Row]) -> float:
+        prompts = encode_prompts(self.tokenizer, [row.prompt for row in rows])
+        answers = generate_answers(
+            self.distiller.student,
+            self.tokenizer,
+            cut_prompts(self.tokenizer, prompts, self.data_args.max_prompt_length),
+            self.generation,
+            self.data_args.max_length - self.data_args.max_prompt_length,
+            self.args.eval_batch_size,
+            self.args.seed,
+            synced=self.engine.zero_optimization_stage() == 3,
+            description="dev answers",
+        )
+        scores = rouge_l(answers, [row.responses for row in rows])
+        return sum(scores) / len(scores)
+
+
+def total_steps(plan: EpochPlan, args: TrainArguments) -> int:
+    """Optimiser steps of the run."""
+    steps = len(plan) * args.num_epochs
+    return steps if args.total_iters is None else min(steps, args.total_iters)

@@ -1,0 +1,44 @@
+"""AdamW with weight decay on matrices only, and the learning-rate schedules."""
+
+import math
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from arguments import TrainArguments
+
+
+def build_optimizer(model: nn.Module, args: TrainArguments) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; biases and norms (vectors) are not decayed."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": args.weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=args.lr)
+
+
+def build_scheduler(optimizer: torch.optim.Optimizer, args: TrainArguments, total_steps: int) -> LambdaLR:
+    """One step a step of the optimiser."""
+    return LambdaLR(optimizer, lambda step: learning_rate_factor(step, args, total_steps))
+
+
+def learning_rate_factor(step: int, args: TrainArguments, total_steps: int) -> float:
+    """Learning rate of optimiser step `step` (from 0), as a share of --lr.
+
+    Linear warm-up; then constant, linear or cosine down to --lr-min at the last step, or noam: 1 / sqrt(step).
+    """
+    warmup = args.warmup_iters or int(args.warmup_ratio * total_steps)
+    if args.lr_decay_style == "noam":
+        peak = max(1, warmup)
+        return min((step + 1) / peak, math.sqrt(peak / (step + 1)))
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, total_steps - 1 - warmup))
+    floor = args.lr_min / args.lr
+    if args.lr_decay_style == "linear":
+        return floor + (1 - floor) * (1 - progress)
+    if args.lr_decay_style == "cosine":
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+    return 1.0

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Distils the tiny teacher, fine-tuned by sft_teacher.sh, into the tiny student.
+# Runs on a CPU.
+#
+#   bash scripts/tiny/kd_student.sh
+#   KD_OBJ=rkl bash scripts/tiny/kd_student.sh
+#
+# Edit a variable here or set it in the environment; scripts/lib/common.sh lists the others (GPUS, NNODES, SEED, ...).
+set -euo pipefail
+
+# objective
+KD_OBJ=${KD_OBJ:-todi} # cross_entropy fkl rkl js tvd sfkl srkl akl abkd todi adakd, or adakd+BASE
+KD_RATE=${KD_RATE:-0.9} # weight of the divergence; 1 - KD_RATE is cross-entropy's
+KD_TEMP=${KD_TEMP:-2.0}
+# model
+CKPT_TYPE=${CKPT_TYPE:-tiny}
+CKPT_NAME=${CKPT_NAME:-student}
+CKPT_PATH=${CKPT_PATH:-model_hub/tiny/student-init} # random weights and a tokenizer
+TEACHER_MODEL_NAME=${TEACHER_MODEL_NAME:-teacher}
+TEACHER_MODEL_PATH=${TEACHER_MODEL_PATH:-outputs/tiny/teacher/sft} # a run folder or a checkpoint
+# data: train.jsonl, dev.jsonl and valid.jsonl
+DATA_DIR=${DATA_DIR:-data/sample}
+TRAIN_NUM=${TRAIN_NUM:-1000} # rows; soft targets help most where the student sees few
+MAX_LENGTH=${MAX_LENGTH:-192}
+MAX_PROMPT_LENGTH=${MAX_PROMPT_LENGTH:-128}
+# hyper-parameters
+BATCH_SIZE=${BATCH_SIZE:-32}
+GRAD_ACC=${GRAD_ACC:-1}
+EVAL_BATCH_SIZE=${EVAL_BATCH_SIZE:-64}
+EPOCH=${EPOCH:-8}
+LR=${LR:-0.003}
+# runtime: one process on the CPU
+GPUS=${GPUS:-0}
+PRECISION=${PRECISION:-fp32}
+DS_CONFIG=${DS_CONFIG:-configs/deepspeed/ds_config_zero0.json}
+EVAL_GEN=${EVAL_GEN:-0}
+
+# shellcheck source=scripts/lib/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../lib/common.sh"
+run_kd "$@"

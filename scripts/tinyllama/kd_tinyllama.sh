@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Distils Llama-2-7B with the LoRA adapter of sft_teacher_llama2.sh into a LoRA adapter of TinyLlama-1.1B.
+# The recipe is for 4 GPUs: 32 examples a step.
+#
+#   bash scripts/tinyllama/kd_tinyllama.sh
+#   KD_OBJ=rkl bash scripts/tinyllama/kd_tinyllama.sh
+#
+# Edit a variable here or set it in the environment; scripts/lib/common.sh lists the others (GPUS, NNODES, SEED, ...).
+set -euo pipefail
+
+# objective
+KD_OBJ=${KD_OBJ:-todi} # cross_entropy fkl rkl js tvd sfkl srkl akl abkd todi adakd, or adakd+BASE
+KD_RATE=${KD_RATE:-0.5} # weight of the divergence; 1 - KD_RATE is cross-entropy's
+KD_TEMP=${KD_TEMP:-2.0}
+# model
+CKPT_TYPE=${CKPT_TYPE:-tinyllama}
+CKPT_NAME=${CKPT_NAME:-tinyllama-1.1b-3T}
+# a folder or a hub id (TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T)
+CKPT_PATH=${CKPT_PATH:-model_hub/tinyllama/tinyllama-1.1b-3T}
+TEACHER_MODEL_NAME=${TEACHER_MODEL_NAME:-llama2-7b-hf}
+TEACHER_MODEL_PATH=${TEACHER_MODEL_PATH:-model_hub/llama2/llama2-7b-hf} # a folder or a hub id (meta-llama/Llama-2-7b-hf)
+TEACHER_PEFT_PATH=${TEACHER_PEFT_PATH-outputs/llama2/llama2-7b-hf/sft} # its LoRA run or checkpoint; empty: none
+# data: train.jsonl, dev.jsonl and valid.jsonl
+DATA_DIR=${DATA_DIR:-data/dolly}
+# hyper-parameters; a step sees BATCH_SIZE x GRAD_ACC x GPUS x NNODES examples
+BATCH_SIZE=${BATCH_SIZE:-4}
+GRAD_ACC=${GRAD_ACC:-2}
+EVAL_BATCH_SIZE=${EVAL_BATCH_SIZE:-16}
+EPOCH=${EPOCH:-10}
+LR=${LR:-0.001}
+LORA_RANK=${LORA_RANK:-256} # 0: train all weights
+LORA_ALPHA=${LORA_ALPHA:-8}
+LORA_DROPOUT=${LORA_DROPOUT:-0.1}
+GRADIENT_CHECKPOINTING=${GRADIENT_CHECKPOINTING:-1}
+PRECISION=${PRECISION:-bf16} # bf16, fp16 or fp32; DS_CONFIG names another DeepSpeed file
+
+# shellcheck source=scripts/lib/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../lib/common.sh"
+run_kd "$@"

@@ -1,0 +1,567 @@
+"""The shell scripts, without a model: the command each prints in a dry run, read by the parser it is meant for.
+
+Also: errors name the variable and the remedy, a run folder resolves to its checkpoint, commands run with spaces in
+paths and on two processes, and every shipped DeepSpeed configuration is one that DeepSpeed accepts.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from arguments import parse_evaluate_arguments, parse_train_arguments
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = sorted(path.relative_to(ROOT) for path in ROOT.glob("scripts/*/*.sh"))
+CONFIGS = sorted((ROOT / "configs/deepspeed").glob("*.json"))
+SFT = [
+    "scripts/gpt2/sft_gpt2_base.sh",
+    "scripts/gpt2/sft_gpt2_xlarge.sh",
+    "scripts/tinyllama/sft_teacher_llama2.sh",
+    "scripts/tinyllama/sft_tinyllama.sh",
+    "scripts/tiny/sft_teacher.sh",
+    "scripts/tiny/sft_student.sh",
+]
+KD = ["scripts/gpt2/kd_gpt2_base.sh", "scripts/tinyllama/kd_tinyllama.sh", "scripts/tiny/kd_student.sh"]
+GPT2_SFT, GPT2_KD, TINYLLAMA_KD = "scripts/gpt2/sft_gpt2_base.sh", KD[0], KD[1]
+EVAL, EVAL_LORA = "scripts/eval/run_eval.sh", "scripts/eval/run_eval_lora.sh"
+# All that a script inherits from the tests' environment: the scripts' own variables must not leak in.
+INHERITED = ("PATH", "HOME", "LD_LIBRARY_PATH")
+DEEPSPEED = ["-m", "deepspeed.launcher.runner"]
+TORCHRUN = ["-m", "torch.distributed.run"]
+
+
+def fake_gpus(folder, count):
+    """A PATH on which nvidia-smi lists this many GPUs."""
+    tool = folder / "nvidia-smi"
+    tool.write_text("#!/bin/sh\n" + "".join(f"echo 'GPU {n}: Some GPU (UUID: GPU-{n})'\n" for n in range(count)))
+    tool.chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_gpu(tmp_path_factory):
+    """The machine that runs the tests does not matter."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", fake_gpus(tmp_path_factory.mktemp("no_gpu"), 0))
+        yield
+
+
+def run_bash(*words, cwd=ROOT, **variables):
+    inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    environment = inherited | {"PYTHON": sys.executable} | {name: str(value) for name, value in variables.items()}
+    command = ["bash", *map(str, words)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def run_script(script, *arguments, cwd=ROOT, **variables):
+    return run_bash(ROOT / script, *arguments, cwd=cwd, **variables)
+
+
+def dry_run(script, *arguments, **variables):
+    """The printed command: (launcher words, entry point, flags)."""
+    result = run_script(script, *arguments, **({"DRY_RUN": 1, "GPUS": 4} | variables))
+    assert result.returncode == 0, result.stderr
+    words = shlex.split(result.stdout.splitlines()[-1])
+    entry = next(n for n, word in enumerate(words) if word.startswith("code/"))
+    return words[:entry], words[entry], words[entry + 1 :]
+
+
+def train_config(script, *arguments, **variables):
+    _, entry, flags = dry_run(script, *arguments, **variables)
+    assert entry == "code/distillation.py"
+    return parse_train_arguments(flags)
+
+
+def eval_config(script, *arguments, **variables):
+    _, entry, flags = dry_run(script, *arguments, **variables)
+    assert entry == "code/evaluate.py"
+    return parse_evaluate_arguments(flags)
+
+
+def make_checkpoint(folder, file="config.json"):
+    folder.mkdir(parents=True)
+    (folder / file).write_text("{}")
+    return folder
+
+
+def make_data(folder):
+    folder.mkdir(parents=True)
+    for split in ("train", "dev", "valid"):
+        (folder / f"{split}.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+    return folder
+
+
+# ---- every script ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=str)
+def test_script_is_valid_bash(script):
+    subprocess.run(["bash", "-n", script], cwd=ROOT, check=True)
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_scripts_pass_shellcheck():
+    subprocess.run(["shellcheck", "-x", "-P", ".", *map(str, SCRIPTS)], cwd=ROOT, check=True)
+
+
+def test_every_training_script_is_tested():
+    training = {str(path) for path in SCRIPTS if path.name.startswith(("sft_", "kd_"))}
+    assert training == set(SFT + KD)
+
+
+@pytest.mark.parametrize("script", SFT + KD)
+def test_training_script_flags_parse(script):
+    config = train_config(script)
+    assert config.ignored_flags == ()
+    assert Path(ROOT, config.train.deepspeed_config) in CONFIGS
+    assert config.kd.objective == ("cross_entropy" if script in SFT else "todi")
+    assert (config.teacher.teacher_model_path is None) == (script in SFT)
+
+
+@pytest.mark.parametrize("script", SFT + KD)
+def test_misspelt_flag_is_refused(script):
+    with pytest.raises(ValueError, match=r"--kd-tempreature: unknown flag; did you mean --kd-temperature\?"):
+        train_config(script, "--kd-tempreature", 2)
+
+
+# ---- recipes ---------------------------------------------------------------------------------------------------------
+
+
+def test_gpt2_recipe():
+    config = train_config(GPT2_KD)
+    train = config.train
+    assert (train.num_epochs, train.lr, train.lr_min, train.lr_decay_style) == (20, 5e-4, 1e-7, "cosine")
+    assert (train.batch_size, train.gradient_accumulation_steps, train.seed) == (4, 2, 10)
+    assert (train.warmup_iters, train.warmup_ratio, train.weight_decay, train.clip_grad) == (0, 0, 0.01, 1)
+    assert (train.keep_best_n_checkpoints, train.save_interval, train.eval_interval, train.eval_gen) == (1, 1, 1, True)
+    assert (config.kd.kd_rate, config.kd.kd_temperature, config.model.peft) == (0.5, 2, None)
+    assert (config.data.max_length, config.data.max_prompt_length) == (512, 256)
+    generation = config.generation
+    assert (generation.do_sample, generation.top_p, generation.top_k, generation.temperature) == (True, 1, 0, 1)
+    assert config.train.deepspeed_config == "configs/deepspeed/ds_config_bf16.json"
+
+
+@pytest.mark.parametrize(
+    ("script", "batch", "checkpointing"),
+    [
+        ("scripts/tinyllama/sft_tinyllama.sh", (8, 1), False),
+        ("scripts/tinyllama/sft_teacher_llama2.sh", (8, 1), True),
+        (TINYLLAMA_KD, (4, 2), True),
+    ],
+)
+def test_tinyllama_recipe(script, batch, checkpointing):
+    config = train_config(script)
+    assert (config.train.num_epochs, config.train.lr) == (10, 1e-3)
+    assert (config.train.batch_size, config.train.gradient_accumulation_steps) == batch
+    model = config.model
+    assert (model.peft, model.peft_lora_r, model.peft_lora_alpha, model.peft_lora_dropout) == ("lora", 256, 8, 0.1)
+    assert model.gradient_checkpointing == checkpointing
+    assert (config.teacher.teacher_peft_path is not None) == (script == TINYLLAMA_KD)
+
+
+def test_tiny_scripts_run_on_the_cpu_in_fp32():
+    launcher, _, flags = dry_run("scripts/tiny/kd_student.sh", GPUS="")
+    assert launcher[-1] == sys.executable and "-m" not in launcher
+    config = parse_train_arguments(flags)
+    assert config.train.deepspeed_config == "configs/deepspeed/ds_config_zero0.json"
+    assert (config.data.max_length, config.data.max_prompt_length, config.data.data_dir) == (192, 128, "data/sample")
+
+
+# ---- output folders --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("script", "variables", "folder"),
+    [
+        (
+            GPT2_SFT,
+            {},
+            "outputs/gpt2/gpt2-base/sft/criterion=cross_entropy__default-bf16__epoch=20__bsz=4x2x4=32__lr=0.0005",
+        ),
+        (
+            GPT2_KD,
+            {"KD_OBJ": "fkl"},
+            "outputs/gpt2/gpt2-base/fkl/criterion=fkl__default-bf16__teacher=gpt2-xlarge__kd^rate=0.5__kd^temp=2.0"
+            "__epoch=20__bsz=4x2x4=32__lr=0.0005",
+        ),
+        (
+            GPT2_KD,
+            {"KD_OBJ": "adakd", "ADAKD_BASE": "todi", "NNODES": 2, "MASTER_ADDR": "node0", "SEED": 20, "GPUS": 8},
+            "outputs/gpt2/gpt2-base/adakd+todi/criterion=adakd+todi__default-bf16__teacher=gpt2-xlarge__kd^rate=0.5"
+            "__kd^temp=2.0__epoch=20__bsz=4x2x8x2=128__lr=0.0005__seed=20",
+        ),
+        (
+            "scripts/tinyllama/sft_tinyllama.sh",
+            {"GPUS": 0, "PRECISION": "fp32"},
+            "outputs/tinyllama/tinyllama-1.1b-3T/sft/criterion=cross_entropy"
+            "__lora-rank=256-alpha=8-dropout=0.1-fp32__epoch=10__bsz=8x1x1=8__lr=0.001",
+        ),
+        (GPT2_SFT, {"SAVE_DIR": "/tmp/a folder"}, "/tmp/a folder"),
+    ],
+)
+def test_output_folder(script, variables, folder):
+    assert train_config(script, **variables).train.save_dir == folder
+
+
+@pytest.mark.parametrize("script", KD)
+@pytest.mark.parametrize("objective", ["cross_entropy", "sft"])
+def test_cross_entropy_in_a_kd_script_is_the_sft_run(script, objective):
+    config = train_config(script, KD_OBJ=objective)
+    assert config.kd.objective == "cross_entropy"
+    assert config.teacher.teacher_model_path is None
+    assert "/sft/criterion=cross_entropy__" in config.train.save_dir
+
+
+# ---- variables -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("variables", "group", "field", "value"),
+    [
+        ({"KD_OBJ": "rkl"}, "kd", "kd_objective", "rkl"),
+        ({"KD_OBJ": "adakd+todi"}, "kd", "kd_objective", "adakd+todi"),
+        ({"KD_OBJ": "adakd", "ADAKD_BASE": "fkl"}, "kd", "adakd_base", "fkl"),
+        ({"KD_RATE": 0.9}, "kd", "kd_rate", 0.9),
+        ({"KD_TEMP": 1}, "kd", "kd_temperature", 1),
+        ({"CKPT_PATH": "org/model"}, "model", "model_path", "org/model"),
+        ({"LORA_RANK": 16}, "model", "peft_lora_r", 16),
+        ({"LORA_RANK": 16, "PEFT_PATH": "adapter"}, "model", "peft_path", "adapter"),
+        ({"GRADIENT_CHECKPOINTING": 1}, "model", "gradient_checkpointing", True),
+        ({"TEACHER_MODEL_PATH": "org/teacher"}, "teacher", "teacher_model_path", "org/teacher"),
+        ({"TEACHER_PEFT_PATH": "org/adapter"}, "teacher", "teacher_peft_path", "org/adapter"),
+        ({"DATA_DIR": "data/with a space"}, "data", "data_dir", "data/with a space"),
+        ({"TRAIN_NUM": 100}, "data", "train_num", 100),
+        ({"DEV_NUM": 50}, "data", "dev_num", 50),
+        ({"MAX_LENGTH": 1024}, "data", "max_length", 1024),
+        ({"MAX_PROMPT_LENGTH": 128}, "data", "max_prompt_length", 128),
+        ({"BATCH_SIZE": 1}, "train", "batch_size", 1),
+        ({"EVAL_BATCH_SIZE": 3}, "train", "eval_batch_size", 3),
+        ({"GRAD_ACC": 8}, "train", "gradient_accumulation_steps", 8),
+        ({"EPOCH": 3}, "train", "num_epochs", 3),
+        ({"TOTAL_ITERS": 60}, "train", "total_iters", 60),
+        ({"LR": 0.001}, "train", "lr", 0.001),
+        ({"LR_MIN": 0}, "train", "lr_min", 0),
+        ({"LR_DECAY_STYLE": "noam"}, "train", "lr_decay_style", "noam"),
+        ({"WARMUP_RATIO": 0.1}, "train", "warmup_ratio", 0.1),
+        ({"WEIGHT_DECAY": 0.1}, "train", "weight_decay", 0.1),
+        ({"CLIP_GRAD": 0}, "train", "clip_grad", 0),
+        ({"SEED": 20}, "train", "seed", 20),
+        ({"LOG_INTERVAL": 1}, "train", "log_interval", 1),
+        ({"SAVE_INTERVAL": 2}, "train", "save_interval", 2),
+        ({"EVAL_INTERVAL": 2}, "train", "eval_interval", 2),
+        ({"KEEP_BEST": -1}, "train", "keep_best_n_checkpoints", -1),
+        ({"EVAL_GEN": 0}, "train", "eval_gen", False),
+        ({"PRECISION": "fp16"}, "train", "deepspeed_config", "configs/deepspeed/ds_config_fp16.json"),
+        ({"PRECISION": "fp32"}, "train", "deepspeed_config", "configs/deepspeed/ds_config_zero1_fp32.json"),
+        ({"DS_CONFIG": "my own.json"}, "train", "deepspeed_config", "my own.json"),
+        ({"DO_SAMPLE": 0}, "generation", "do_sample", False),
+        ({"TOP_P": 0.9}, "generation", "top_p", 0.9),
+        ({"TOP_K": 50}, "generation", "top_k", 50),
+        ({"TEMPERATURE": 0.7}, "generation", "temperature", 0.7),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_variable_from_the_environment(variables, group, field, value):
+    assert getattr(getattr(train_config(GPT2_KD, **variables), group), field) == value
+
+
+def test_an_empty_teacher_adapter_is_none():
+    assert train_config(TINYLLAMA_KD, TEACHER_PEFT_PATH="").teacher.teacher_peft_path is None
+
+
+def test_arguments_of_the_script_come_last_and_win():
+    config = train_config(GPT2_KD, "--lr", "0.25", "--attn-implementation", "my kernel")
+    assert (config.train.lr, config.model.attn_implementation) == (0.25, "my kernel")
+
+
+# ---- launchers -------------------------------------------------------------------------------------------------------
+
+
+def test_no_gpu_is_one_process():
+    assert dry_run(GPT2_SFT, GPUS=0)[0] == [sys.executable]
+
+
+def test_one_node_runs_under_deepspeed():
+    assert dry_run(GPT2_SFT, GPUS=2, MASTER_PORT=1234)[0] == [
+        sys.executable, *DEEPSPEED, "--num_gpus", "2", "--master_port", "1234"
+    ]  # fmt: skip
+
+
+def test_chosen_gpus_run_under_torchrun():
+    launcher = dry_run(GPT2_SFT, GPUS=2, CUDA_VISIBLE_DEVICES="2,3")[0]
+    assert launcher[:5] == [sys.executable, *TORCHRUN, "--nproc_per_node", "2"]
+
+
+def test_cpu_processes_run_under_torchrun():
+    launcher = dry_run(GPT2_SFT, GPUS=2, DEVICE="cpu", MASTER_PORT=1234)[0]
+    expected = [*TORCHRUN, "--nproc_per_node", "2", "--master_addr", "127.0.0.1", "--master_port", "1234"]
+    assert launcher[-len(expected) :] == expected
+
+
+def test_several_nodes_without_a_hostfile():
+    variables = {"NNODES": 2, "NODE_RANK": 1, "MASTER_ADDR": "node0", "MASTER_PORT": 1234}
+    assert dry_run(GPT2_SFT, **variables)[0] == [
+        sys.executable, *TORCHRUN, "--nnodes", "2", "--node_rank", "1", "--nproc_per_node", "4",
+        "--master_addr", "node0", "--master_port", "1234",
+    ]  # fmt: skip
+
+
+def test_several_nodes_agree_on_the_port():
+    assert dry_run(GPT2_SFT, NNODES=2, MASTER_ADDR="node0")[0][-1] == "29500"
+
+
+def test_several_nodes_with_a_hostfile(tmp_path):
+    hostfile = tmp_path / "my hosts"
+    hostfile.write_text("# two nodes\nworker-1 slots=8\n\nworker-2 slots=8\n")
+    launcher, _, flags = dry_run(GPT2_SFT, GPUS=8, HOSTFILE=hostfile, MASTER_ADDR="worker-1", MASTER_PORT=1234)
+    assert launcher == [
+        sys.executable, *DEEPSPEED, "--hostfile", str(hostfile), "--num_nodes", "2", "--num_gpus", "8",
+        "--master_port", "1234", "--master_addr", "worker-1",
+    ]  # fmt: skip
+    assert "bsz=4x2x8x2=128" in parse_train_arguments(flags).train.save_dir
+
+
+@pytest.mark.parametrize(
+    ("gpus", "variables", "processes"),
+    [
+        (3, {}, ["--num_gpus", "3"]),
+        (3, {"CUDA_VISIBLE_DEVICES": "0,2"}, ["--nproc_per_node", "2"]),
+        (3, {"CUDA_VISIBLE_DEVICES": ""}, []),
+        (0, {}, []),
+    ],
+)
+def test_visible_gpus_are_the_default(tmp_path, gpus, variables, processes):
+    launcher = dry_run(GPT2_SFT, GPUS="", PATH=fake_gpus(tmp_path, gpus), **variables)[0]
+    assert launcher[3:5] == processes
+
+
+@pytest.mark.parametrize("variables", [{"DEVICE": "cpu", "GPUS": ""}, {"GPUS": 0}])
+def test_cpu_run_hides_the_gpus(tmp_path, variables):
+    launcher = dry_run(GPT2_SFT, PATH=fake_gpus(tmp_path, 2), **variables)[0]
+    assert launcher == ["env", "CUDA_VISIBLE_DEVICES=", "DS_ACCELERATOR=cpu", sys.executable]
+
+
+# ---- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def latest_checkpoint(folder):
+    library = shlex.quote(str(ROOT / "scripts/lib/common.sh"))
+    return run_bash("-c", f'set -euo pipefail; source {library}; latest_checkpoint "$1"', "test", folder)
+
+
+@pytest.mark.parametrize(
+    ("folders", "best"),
+    [
+        (["epoch3_step9_loss1.2"], 0),
+        (["epoch1_step3_loss1.9", "epoch2_step6_loss1.25", "epoch10_step30_loss1.3"], 1),
+        (["epoch1_step3_loss1.2_rougel20.5", "epoch2_step6_loss1.4_rougel21.0", "epoch3_step9_loss1.5_rougel9.9"], 1),
+        (["epoch9_step3_loss1.2", "epoch10_step6_loss1.2"], 1),
+        (["epoch1_step3_lossnan", "epoch2_step6_loss7.0"], 1),
+    ],
+)
+def test_run_folder_resolves_to_its_best_checkpoint(tmp_path, folders, best):
+    run = tmp_path / "a run" / "criterion=todi__kd^rate=0.5"
+    checkpoints = [make_checkpoint(run / name) for name in folders]
+    (run / "epoch99_step99_loss0.1").mkdir()  # nothing in it: not a checkpoint
+    (run / "resume").mkdir()
+    for folder in (run, run.parent, checkpoints[best]):
+        assert latest_checkpoint(folder).stdout.splitlines() == [str(checkpoints[best])]
+
+
+def test_folder_of_several_runs_is_ambiguous(tmp_path):
+    for run in ("lr=1", "lr=2"):
+        make_checkpoint(tmp_path / run / "epoch1_step3_loss1.0")
+    result = latest_checkpoint(tmp_path)
+    assert result.returncode != 0 and "holds several runs; name one" in result.stderr
+
+
+def test_models_and_adapters_are_found_in_run_folders(tmp_path):
+    base = make_checkpoint(tmp_path / "base model")
+    adapter = make_checkpoint(tmp_path / "lora run" / "epoch2_step6_loss1.2", "adapter_config.json")
+    student = make_checkpoint(tmp_path / "student run" / "epoch1_step3_loss1.2")
+    data = make_data(tmp_path / "data")
+    config = train_config(
+        TINYLLAMA_KD,
+        CKPT_PATH=student.parent,
+        TEACHER_MODEL_PATH=base,
+        TEACHER_PEFT_PATH=adapter.parent,
+        DATA_DIR=data,
+    )
+    assert config.model.model_path == str(student)
+    assert (config.teacher.teacher_model_path, config.teacher.teacher_peft_path) == (str(base), str(adapter))
+
+
+# ---- mistakes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("script", "variables", "message"),
+    [
+        (GPT2_SFT, {"CKPT_PATH": "model_hub/absent"}, "CKPT_PATH=model_hub/absent: no such folder in"),
+        (GPT2_SFT, {"CKPT_PATH": "data"}, "CKPT_PATH=data: no config.json there; put a model there"),
+        (GPT2_SFT, {"DATA_DIR": "data/absent"}, "DATA_DIR=data/absent: no train.jsonl there; data/README.md"),
+        (GPT2_SFT, {"DS_CONFIG": "absent.json"}, "DS_CONFIG=absent.json: no such file; configs/README.md"),
+        (GPT2_SFT, {"PRECISION": "int8"}, "PRECISION=int8: pass bf16, fp16 or fp32"),
+        (GPT2_SFT, {"PEFT_PATH": "x"}, "PEFT_PATH=x: set LORA_RANK"),
+        (GPT2_SFT, {"GPUS": "0,1"}, "GPUS=0,1: pass a whole number"),
+        (GPT2_SFT, {"DEVICE": "tpu"}, "DEVICE=tpu: pass cuda or cpu"),
+        (GPT2_SFT, {"GRAD_ACC": 0}, "GRAD_ACC=0: pass a whole number, 1 or more"),
+        (GPT2_SFT, {"NNODES": 2}, "NNODES=2: set MASTER_ADDR"),
+        (GPT2_SFT, {"NNODES": 2, "MASTER_ADDR": "a", "NODE_RANK": 2}, "NODE_RANK=2: the last of NNODES=2 is 1"),
+        (GPT2_SFT, {"HOSTFILE": "absent"}, "HOSTFILE=absent: no such file"),
+        (GPT2_SFT, {"PYTHON": "absent-python"}, "PYTHON=absent-python: not found"),
+        (GPT2_KD, {"TEACHER_MODEL_PATH": "outputs/absent"}, "TEACHER_MODEL_PATH=outputs/absent: no such folder"),
+        (GPT2_KD, {"TEACHER_MODEL_PATH": "ADAPTER"}, "a LoRA adapter, not a model; run the teacher's sft script first"),
+        (TINYLLAMA_KD, {"TEACHER_PEFT_PATH": "outputs/absent"}, "TEACHER_PEFT_PATH=outputs/absent: no such folder"),
+    ],
+)
+def test_mistake_names_the_variable_and_the_remedy(tmp_path, script, variables, message):
+    adapter = make_checkpoint(tmp_path / "adapter", "adapter_config.json")
+    there = {"CKPT_PATH": make_checkpoint(tmp_path / "model"), "DATA_DIR": make_data(tmp_path / "data"), "GPUS": 1}
+    there["TEACHER_MODEL_PATH"] = there["CKPT_PATH"]
+    variables = {name: adapter if value == "ADAPTER" else value for name, value in variables.items()}
+    result = run_script(script, **(there | variables))
+    assert result.returncode == 1
+    assert message in result.stderr
+
+
+# ---- evaluation ------------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_recipe():
+    config = eval_config(EVAL, "some/checkpoint", 32)
+    evaluate, generation = config.evaluate, config.generation
+    sets = ["data/dolly", "data/self-inst", "data/vicuna", "data/sinst/11_", "data/uinst/11_"]
+    assert (evaluate.model_path, evaluate.data_dir, evaluate.seed) == ("some/checkpoint", sets, [10, 20, 30, 40, 50])
+    assert (evaluate.eval_batch_size, evaluate.max_length, evaluate.max_prompt_length) == (32, 512, 256)
+    assert (generation.do_sample, generation.top_p, generation.top_k, generation.temperature) == (True, 1, 0, 1)
+    assert (evaluate.dev_num, evaluate.split, config.ignored_flags) == (10000, "valid", ())
+
+
+def test_evaluation_variables_and_flags():
+    config = eval_config(
+        EVAL, "ckpt", "--dtype", "float32", DATA_DIRS="a b:c", SEEDS="1 2", EVAL_NUM=7, SPLIT="dev", DO_SAMPLE=0
+    )
+    evaluate = config.evaluate
+    assert (evaluate.data_dir, evaluate.seed, evaluate.dev_num) == (["a b", "c"], [1, 2], 7)
+    assert (evaluate.split, evaluate.eval_batch_size, evaluate.dtype) == ("dev", 16, "float32")
+    assert not config.generation.do_sample
+
+
+def test_adapter_evaluation():
+    config = eval_config(EVAL_LORA, "adapter")
+    assert (config.evaluate.model_path, config.evaluate.peft_path) == ("adapter", None)
+    config = eval_config(EVAL_LORA, "adapter", BASE_MODEL_PATH="org/base")
+    assert (config.evaluate.model_path, config.evaluate.peft_path) == ("org/base", "adapter")
+
+
+def test_misspelt_evaluation_flag_is_refused():
+    with pytest.raises(ValueError, match="--max-lenght: unknown flag"):
+        eval_config(EVAL, "ckpt", 16, "--max-lenght", 9)
+
+
+def test_evaluation_finds_the_checkpoint_from_where_it_is_called(tmp_path):
+    checkpoint = make_checkpoint(tmp_path / "a run" / "epoch1_step3_loss1.0")
+    result = run_script(EVAL, "a run", cwd=tmp_path, DRY_RUN=1, GPUS=0)
+    assert parse_evaluate_arguments(shlex.split(result.stdout)[2:]).evaluate.model_path == str(checkpoint)
+
+
+def test_evaluation_skips_sets_that_are_not_there(tmp_path):
+    there = make_data(tmp_path / "a set")
+    checkpoint = make_checkpoint(tmp_path / "model")
+    result = run_script(EVAL, checkpoint, DATA_DIRS=f"{there}:{tmp_path}/absent", GPUS=0, PYTHON="/bin/true")
+    assert result.returncode == 0, result.stderr
+    assert f"skipped: {tmp_path}/absent/valid.jsonl is not there" in result.stderr
+    assert parse_evaluate_arguments(shlex.split(result.stdout)[2:]).evaluate.data_dir == [str(there)]
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        (EVAL, [], "pass the checkpoint: bash"),
+        (EVAL, ["MODEL", "many"], "BATCH=many: pass a whole number"),
+        (EVAL, ["MODEL"], "none of them is there; see data/README.md"),
+        (EVAL_LORA, ["MODEL"], "none of them is there; see data/README.md"),
+    ],
+)
+def test_evaluation_mistakes(tmp_path, script, arguments, message):
+    model = make_checkpoint(tmp_path / "model")
+    arguments = [model if word == "MODEL" else word for word in arguments]
+    result = run_script(script, *arguments, DATA_DIRS=tmp_path / "absent", GPUS=0)
+    assert result.returncode == 1 and message in result.stderr
+
+
+@pytest.mark.parametrize(("script", "file"), [(EVAL, "adapter_config.json"), (EVAL_LORA, "config.json")])
+def test_evaluation_scripts_tell_models_from_adapters(tmp_path, script, file):
+    checkpoint, data = make_checkpoint(tmp_path / "checkpoint", file), make_data(tmp_path / "data")
+    result = run_script(script, checkpoint, DATA_DIRS=data, GPUS=0)
+    assert result.returncode == 1 and "run_eval.sh a full model, run_eval_lora.sh an adapter" in result.stderr
+
+
+# ---- real commands ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copied_repository(tmp_path):
+    """The scripts in a folder with a space in its name; the entry points there print what they were given."""
+    root = tmp_path / "a copy"
+    shutil.copytree(ROOT / "scripts", root / "scripts")
+    shutil.copytree(ROOT / "configs", root / "configs")
+    (root / "code").mkdir()
+    (root / "code/distillation.py").write_text(
+        "import json, os, sys\n"
+        "print(json.dumps([os.environ.get('RANK'), os.environ.get('WORLD_SIZE'), sys.argv[1:]]))\n"
+    )
+    make_checkpoint(root / "model_hub/gpt2/gpt2-base")
+    make_data(root / "data/dolly")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("variables", "ranks"),
+    [({"GPUS": 0}, {(None, None)}), ({"GPUS": 2, "DEVICE": "cpu"}, {("0", "2"), ("1", "2")})],
+    ids=["one process", "two processes"],
+)
+def test_command_runs_from_anywhere_with_spaces_in_paths(copied_repository, tmp_path, variables, ranks):
+    result = run_script(copied_repository / GPT2_SFT, "--seed", 3, cwd=tmp_path, SAVE_DIR="an output", **variables)
+    assert result.returncode == 0, result.stderr
+    printed = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("[")]
+    assert {(rank, world) for rank, world, _ in printed} == ranks
+    for _, _, flags in printed:
+        config = parse_train_arguments(flags)
+        assert (config.train.save_dir, config.train.seed) == ("an output", 3)
+
+
+def test_failure_of_the_command_is_the_failure_of_the_script(copied_repository):
+    (copied_repository / "code/distillation.py").write_text("raise SystemExit(3)\n")
+    assert run_script(copied_repository / GPT2_SFT, GPUS=0).returncode == 3
+
+
+# ---- DeepSpeed configurations ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_deepspeed_config(path):
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    config = json.loads(path.read_text())
+    zero = DeepSpeedZeroConfig(**config["zero_optimization"])  # refuses names that it does not know
+    stage = next((int(name) for name in "0123" if f"zero{name}" in path.name), 1)
+    assert zero.stage == stage
+    for precision in ("bf16", "fp16"):
+        assert config.get(precision, {}).get("enabled", False) == (precision in path.name)
+    assert ("offload" in path.name) == (zero.offload_optimizer is not None)
+    assert config.get("zero_force_ds_cpu_optimizer", True) == ("offload" not in path.name)
+    # The flags decide these.
+    assert set(config) <= {"zero_optimization", "bf16", "fp16", "zero_force_ds_cpu_optimizer"}
+
+
+def test_every_deepspeed_config_is_documented():
+    readme = (ROOT / "configs/README.md").read_text()
+    assert [path.name for path in CONFIGS if f"`{path.name}`" not in readme] == []
