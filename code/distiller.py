@@ -3,8 +3,7 @@
 In: a batch, and the teacher's hidden states at the same response positions. Out: loss sums.
 """
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from criterions import Criterion
 from criterions.fused import LossSums, ResponseRows
@@ -24,13 +23,15 @@ class Distiller(nn.Module):
         self.chunk_bytes = loss_chunk_mb * 2**20
 
     def forward(self, batch: Batch, teacher: TeacherStates | None = None) -> LossSums:
-        """Sums over the batch's response positions, differentiable in the student."""
-        return self.criterion.loss(self._rows(batch, teacher))
+        """Sums over the batch's response positions: of the objective in training, of the NLL alone in evaluation.
 
-    @torch.no_grad()
-    def nll(self, batch: Batch) -> Tensor:
-        """Sum of -log q(y) over the batch's response positions: the dev loss, comparable between objectives."""
-        return self._rows(batch, None).walk(self.criterion, ce_weight=1.0, kd_weight=0.0).ce
+        The dev loss is the NLL whatever the objective, so that runs can be compared. It takes this way in, since
+        ZeRO-3 gathers the head's weight on entry to the module that the engine holds.
+        """
+        rows = self._rows(batch, teacher)
+        if not self.training:
+            return rows.walk(self.criterion, ce_weight=1.0, kd_weight=0.0)
+        return self.criterion.loss(rows)
 
     def _rows(self, batch: Batch, teacher: TeacherStates | None) -> ResponseRows:
         return ResponseRows(

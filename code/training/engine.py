@@ -8,6 +8,7 @@ import json
 import os
 import random
 import socket
+import warnings
 from pathlib import Path
 
 import deepspeed
@@ -65,6 +66,8 @@ def zero_stage(settings: dict) -> int:
 
 def init_distributed() -> torch.device:
     """Joins the process group of `deepspeed` or `torchrun`, or makes one of this process alone. Returns the device."""
+    # DeepSpeed calls collectives by names that torch is about to retire: nothing a user could act on.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     accelerator = get_accelerator()
     if "RANK" not in os.environ:
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
@@ -72,7 +75,10 @@ def init_distributed() -> torch.device:
             free.bind(("127.0.0.1", 0))
             os.environ["MASTER_PORT"] = str(free.getsockname()[1])
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if accelerator.device_name() != "cpu":
+    if accelerator.device_name() == "cpu":
+        # DeepSpeed would compile its shared-memory collectives: that takes a compiler and a minute; gloo needs neither.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    else:
         accelerator.set_device(local_rank)
     deepspeed.init_distributed(
         dist_backend=accelerator.communication_backend_name(), auto_mpi_discovery=False, verbose=False

@@ -16,6 +16,7 @@ import torch
 from deepspeed import DeepSpeedEngine
 from torch import distributed as dist
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PreTrainedTokenizerBase
 
 from arguments import DataArguments, GenerationArguments, TrainArguments
@@ -69,16 +70,18 @@ class Trainer:
         best = BestCheckpoints(self.args.keep_best_n_checkpoints)
         self.distiller.criterion.prepare(self.total_steps)
         step, main = 0, dist.get_rank() == 0
-        with tqdm(total=self.total_steps, desc="train", unit="step", disable=not main, leave=False) as progress:
+        bar = tqdm(total=self.total_steps, desc="train", unit="step", disable=not main, leave=False)
+        with bar as progress, logging_redirect_tqdm([self.logger]):
             for epoch in range(1, self.args.num_epochs + 1):
                 self.engine.train()
                 self.metrics.restart_clock()
                 for planned in self.plan.steps(epoch)[: self.total_steps - step]:
+                    lr = self.engine.get_lr()[0]
                     extras = self._train_step(planned)
                     step += 1
                     progress.update()
                     if step % self.args.log_interval == 0 or step == self.total_steps:
-                        self._log(step, epoch, extras)
+                        self._log(step, epoch, lr, extras)
                 last = step == self.total_steps
                 if last or epoch % self.args.save_interval == 0 or epoch % self.args.eval_interval == 0:
                     self._finish_epoch(epoch, step, best, save=last or epoch % self.args.save_interval == 0)
@@ -108,9 +111,9 @@ class Trainer:
         pad_id, length = self.tokenizer.pad_token_id, self.data_args.max_length
         return collate(examples, pad_id, length, self.data.packed, rows_of_ranks).to(self.engine.device)
 
-    def _log(self, step: int, epoch: int, extras: dict[str, float]) -> None:
+    def _log(self, step: int, epoch: int, lr: float, extras: dict[str, float]) -> None:
         since = step % self.args.log_interval or self.args.log_interval
-        record = self.metrics.log(step, epoch, self.engine.get_lr()[0], since, extras)
+        record = self.metrics.log(step, epoch, lr, since, extras)
         self.logger.info(
             "epoch %d/%d step %d/%d loss %.4f nll_loss %.4f kd_loss %.4f lr %.3g %.0f tokens/s%s",
             epoch,
@@ -156,7 +159,8 @@ class Trainer:
         total = torch.zeros((), dtype=torch.float64, device=self.engine.device)
         for first in range(0, len(order), size * world_size):
             indices = order[first : first + size * world_size][rank::world_size]
-            total += self.distiller.nll(self._batch(dev, indices, (0,)))
+            with torch.no_grad():
+                total += self.engine(batch=self._batch(dev, indices, (0,))).ce
         dist.all_reduce(total)
         return total.item() / int(dev.responses.sum())
 

@@ -27,7 +27,7 @@ def build_scheduler(optimizer: torch.optim.Optimizer, args: TrainArguments, tota
 def learning_rate_factor(step: int, args: TrainArguments, total_steps: int) -> float:
     """Learning rate of optimiser step `step` (from 0), as a share of --lr.
 
-    Linear warm-up; then constant, linear or cosine down to --lr-min at the last step, or noam: 1 / sqrt(step).
+    Linear warm-up; then constant, linear or cosine down to --lr-min at the end, or noam: 1 / sqrt(step).
     """
     warmup = args.warmup_iters or int(args.warmup_ratio * total_steps)
     if args.lr_decay_style == "noam":
@@ -35,7 +35,7 @@ def learning_rate_factor(step: int, args: TrainArguments, total_steps: int) -> f
         return min((step + 1) / peak, math.sqrt(peak / (step + 1)))
     if step < warmup:
         return (step + 1) / warmup
-    progress = min(1.0, (step - warmup) / max(1, total_steps - 1 - warmup))
+    progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
     floor = args.lr_min / args.lr
     if args.lr_decay_style == "linear":
         return floor + (1 - floor) * (1 - progress)

@@ -104,5 +104,5 @@ def main(argv: Sequence[str]) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except (ValueError, FileExistsError) as error:
+    except (ValueError, OSError) as error:  # also: no network
         sys.exit(f"prepare_dolly.py: {error}")

@@ -95,7 +95,7 @@ launch() {
         command+=(--master_port "$MASTER_PORT")
         if [[ -n $MASTER_ADDR ]]; then command+=(--master_addr "$MASTER_ADDR"); fi
     elif [[ $NNODES -gt 1 ]]; then
-        [[ -n $MASTER_ADDR ]] || fail "NNODES=$NNODES: set MASTER_ADDR to node 0's address and NODE_RANK, or set HOSTFILE"
+        [[ -n $MASTER_ADDR ]] || fail "NNODES=$NNODES: set MASTER_ADDR (node 0) and NODE_RANK, or set HOSTFILE"
         [[ $NODE_RANK -lt $NNODES ]] || fail "NODE_RANK=$NODE_RANK: the last of NNODES=$NNODES is $((NNODES - 1))"
         command+=(-m torch.distributed.run --nnodes "$NNODES" --node_rank "$NODE_RANK" --nproc_per_node "$PROCESSES")
         command+=(--master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT")
@@ -264,7 +264,8 @@ run_sft() {
 # run_kd FLAGS...: distils TEACHER_MODEL_PATH (with TEACHER_PEFT_PATH merged in) into CKPT_PATH by KD_OBJ. Without a
 # divergence to a teacher it is the SFT run, and lands in the SFT run's folder.
 run_kd() {
-    local flags=() objective=$KD_OBJ remedy="run the teacher's sft script first, or set it to a run folder, a checkpoint"
+    local flags=() objective=$KD_OBJ
+    local remedy="run the teacher's sft script first, or set it to a run folder, a checkpoint"
     if [[ $KD_OBJ == cross_entropy || $KD_OBJ == sft ]]; then
         run_sft "$@"
         return
@@ -303,7 +304,6 @@ run_eval() {
     fi
     if [[ -d $CALLER_DIR/$ckpt ]]; then ckpt=$CALLER_DIR/$ckpt; fi
     SPLIT=${SPLIT:-valid}
-    BASE_MODEL_PATH=${BASE_MODEL_PATH:-}
 
     IFS=: read -r -a sets <<<"$DATA_DIRS"
     for folder in "${sets[@]}"; do
@@ -317,8 +317,8 @@ run_eval() {
     # shellcheck disable=SC2153 # the evaluation scripts set SEEDS
     read -r -a seeds <<<"$SEEDS"
 
-    resolve_model ckpt "$file" "pass a checkpoint or a run folder: run_eval.sh a full model, run_eval_lora.sh an adapter"
-    if [[ -n $BASE_MODEL_PATH ]]; then
+    resolve_model ckpt "$file" "pass a checkpoint or a run: run_eval.sh a full model, run_eval_lora.sh an adapter"
+    if [[ $file == adapter_config.json && -n $BASE_MODEL_PATH ]]; then
         resolve_model BASE_MODEL_PATH config.json "set it to the adapter's base model, or to nothing"
         flags+=(--model-path "$BASE_MODEL_PATH" --peft-path "$ckpt")
     else

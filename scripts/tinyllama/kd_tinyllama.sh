@@ -18,7 +18,8 @@ CKPT_NAME=${CKPT_NAME:-tinyllama-1.1b-3T}
 # a folder or a hub id (TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T)
 CKPT_PATH=${CKPT_PATH:-model_hub/tinyllama/tinyllama-1.1b-3T}
 TEACHER_MODEL_NAME=${TEACHER_MODEL_NAME:-llama2-7b-hf}
-TEACHER_MODEL_PATH=${TEACHER_MODEL_PATH:-model_hub/llama2/llama2-7b-hf} # a folder or a hub id (meta-llama/Llama-2-7b-hf)
+# a folder or a hub id (meta-llama/Llama-2-7b-hf)
+TEACHER_MODEL_PATH=${TEACHER_MODEL_PATH:-model_hub/llama2/llama2-7b-hf}
 TEACHER_PEFT_PATH=${TEACHER_PEFT_PATH-outputs/llama2/llama2-7b-hf/sft} # its LoRA run or checkpoint; empty: none
 # data: train.jsonl, dev.jsonl and valid.jsonl
 DATA_DIR=${DATA_DIR:-data/dolly}

@@ -459,6 +459,8 @@ def test_adapter_evaluation():
     assert (config.evaluate.model_path, config.evaluate.peft_path) == ("adapter", None)
     config = eval_config(EVAL_LORA, "adapter", BASE_MODEL_PATH="org/base")
     assert (config.evaluate.model_path, config.evaluate.peft_path) == ("org/base", "adapter")
+    config = eval_config(EVAL, "model", BASE_MODEL_PATH="org/base")
+    assert (config.evaluate.model_path, config.evaluate.peft_path) == ("model", None)
 
 
 def test_misspelt_evaluation_flag_is_refused():
@@ -516,7 +518,8 @@ def copied_repository(tmp_path):
     (root / "code").mkdir()
     (root / "code/distillation.py").write_text(
         "import json, os, sys\n"
-        "print(json.dumps([os.environ.get('RANK'), os.environ.get('WORLD_SIZE'), sys.argv[1:]]))\n"
+        "line = json.dumps([os.environ.get('RANK'), os.environ.get('WORLD_SIZE'), sys.argv[1:]])\n"
+        "sys.stdout.write(line + '\\n')  # one write: print makes two, which another process can come between\n"
     )
     make_checkpoint(root / "model_hub/gpt2/gpt2-base")
     make_data(root / "data/dolly")
