@@ -18,7 +18,7 @@ from transformers.hf_argparser import HfArg
 # Reference flags without a meaning here: what they asked for always happens, or never does, whatever their value.
 IGNORED_FLAGS = frozenset(
     "base-path model-type teacher-model-type n-gpu n-nodes ckpt-name teacher-ckpt-name peft-name teacher-peft-name "
-    "type do-train do-valid do-eval teacher-model-fp16 model-dtype teacher-model-dtype mid-log-num "
+    "type task do-train do-valid do-eval teacher-model-fp16 model-dtype teacher-model-dtype mid-log-num "
     "save-additional-suffix save-rollout num-workers min-prompt-length json-data bin-data txt-data prompt-type "
     "eval-ppl eval-rw only-prompt seed-order seed-data seed-ppo seed-lm attn-dtype xops-attn loss-scale model-parallel "
     "model-parallel-size no-value dropout-path-rate force-process-demo gen-num eb-sample-times data-names peft "

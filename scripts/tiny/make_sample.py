@@ -319,70 +319,145 @@ def open_qa(rng: random.Random) -> Row:
     if topic == "country":
         country, capital, continent = pick(COUNTRIES)
         if rng.random() < 0.6:
-            asks = [f"What is the capital of {country}?", f"Name the capital city of {country}.",
-                    f"Which city is the capital of {country}?", f"Tell me the capital of {country}."]
-            says = [f"The capital of {country} is {capital}.", f"{capital} is the capital of {country}.",
-                    f"It is {capital}."]
+            asks = [
+                f"What is the capital of {country}?",
+                f"Name the capital city of {country}.",
+                f"Which city is the capital of {country}?",
+                f"Tell me the capital of {country}.",
+            ]
+            says = [
+                f"The capital of {country} is {capital}.",
+                f"{capital} is the capital of {country}.",
+                f"It is {capital}.",
+            ]
         else:
-            asks = [f"Where is {country}?", f"On which continent is {country}?", f"Which continent is {country} part of?"]
-            says = [f"{country} is in {continent}.", f"{country} is a country in {continent}.", f"It is in {continent}."]
+            asks = [
+                f"Where is {country}?",
+                f"On which continent is {country}?",
+                f"Which continent is {country} part of?",
+            ]
+            says = [
+                f"{country} is in {continent}.",
+                f"{country} is a country in {continent}.",
+                f"It is in {continent}.",
+            ]
     elif topic == "job":
         job, place, tool, task = pick(JOBS)
-        asks, says = pick([
-            ([f"What does {a(job)} do?", f"Describe the work of {a(job)}.", f"What is the job of {a(job)}?"],
-             [f"{cap(a(job))} {task}.", f"{cap(a(job))} is a person who {task}.", f"This person {task}."]),
-            ([f"Where does {a(job)} work?", f"Name the place where {a(job)} works.", f"Where would I find {a(job)}?"],
-             [f"{cap(a(job))} works in {a(place)}.", f"You can find {a(job)} in {a(place)}.", f"In {a(place)}."]),
-            ([f"What tool does {a(job)} use?", f"Name a tool of {a(job)}.", f"Which tool helps {a(job)}?"],
-             [f"{cap(a(job))} uses {a(tool)}.", f"{cap(a(tool))} is a tool of {a(job)}.", f"The tool is {a(tool)}."]),
-        ])
+        asks, says = pick(
+            [
+                (
+                    [f"What does {a(job)} do?", f"Describe the work of {a(job)}.", f"What is the job of {a(job)}?"],
+                    [f"{cap(a(job))} {task}.", f"{cap(a(job))} is a person who {task}.", f"This person {task}."],
+                ),
+                (
+                    [
+                        f"Where does {a(job)} work?",
+                        f"Name the place where {a(job)} works.",
+                        f"Where would I find {a(job)}?",
+                    ],
+                    [f"{cap(a(job))} works in {a(place)}.", f"You can find {a(job)} in {a(place)}.", f"In {a(place)}."],
+                ),
+                (
+                    [f"What tool does {a(job)} use?", f"Name a tool of {a(job)}.", f"Which tool helps {a(job)}?"],
+                    [
+                        f"{cap(a(job))} uses {a(tool)}.",
+                        f"{cap(a(tool))} is a tool of {a(job)}.",
+                        f"The tool is {a(tool)}.",
+                    ],
+                ),
+            ]
+        )
     elif topic == "opposite":
         word, other = pick(OPPOSITES)
         if rng.random() < 0.5:
             word, other = other, word
-        asks = [f"What is the opposite of {word}?", f"Give me the opposite of the word {word}.",
-                f"Which word means the opposite of {word}?"]
+        asks = [
+            f"What is the opposite of {word}?",
+            f"Give me the opposite of the word {word}.",
+            f"Which word means the opposite of {word}?",
+        ]
         says = [f"The opposite of {word} is {other}.", f"{cap(other)} is the opposite of {word}.", f"It is {other}."]
     else:
         animal, kind, home, food, young, cover = pick(ANIMALS)
-        asks, says = pick([
-            ([f"What kind of animal is {a(animal)}?", f"Which class of animals does the {animal} belong to?"],
-             [f"{cap(a(animal))} is {a(kind)}.", f"The {animal} is {a(kind)}.", f"It is {a(kind)}."]),
-            ([f"Where does {a(animal)} live?", f"What is the home of {a(animal)}?", f"Name the home of the {animal}."],
-             [f"{cap(a(animal))} lives in the {home}.", f"The home of {a(animal)} is the {home}.", f"In the {home}."]),
-            ([f"What does {a(animal)} eat?", f"Name the food of {a(animal)}.", f"What is the diet of the {animal}?"],
-             [f"{cap(a(animal))} eats {food}.", f"The {animal} mostly eats {food}.", f"Mostly {food}."]),
-            ([f"What is a young {animal} called?", f"What do we call a baby {animal}?", f"Name the young of {a(animal)}."],
-             [f"A young {animal} is called {a(young)}.", f"We call it {a(young)}.", f"It is {a(young)}."]),
-            ([f"What covers the body of {a(animal)}?", f"What is on the outside of {a(animal)}?"],
-             [f"{cap(a(animal))} has {cover}.", f"The body of {a(animal)} is covered by {cover}.", f"It has {cover}."]),
-        ])
+        asks, says = pick(
+            [
+                (
+                    [f"What kind of animal is {a(animal)}?", f"Which class of animals does the {animal} belong to?"],
+                    [f"{cap(a(animal))} is {a(kind)}.", f"The {animal} is {a(kind)}.", f"It is {a(kind)}."],
+                ),
+                (
+                    [
+                        f"Where does {a(animal)} live?",
+                        f"What is the home of {a(animal)}?",
+                        f"Name the home of the {animal}.",
+                    ],
+                    [
+                        f"{cap(a(animal))} lives in the {home}.",
+                        f"The home of {a(animal)} is the {home}.",
+                        f"In the {home}.",
+                    ],
+                ),
+                (
+                    [
+                        f"What does {a(animal)} eat?",
+                        f"Name the food of {a(animal)}.",
+                        f"What is the diet of the {animal}?",
+                    ],
+                    [f"{cap(a(animal))} eats {food}.", f"The {animal} mostly eats {food}.", f"Mostly {food}."],
+                ),
+                (
+                    [
+                        f"What is a young {animal} called?",
+                        f"What do we call a baby {animal}?",
+                        f"Name the young of {a(animal)}.",
+                    ],
+                    [f"A young {animal} is called {a(young)}.", f"We call it {a(young)}.", f"It is {a(young)}."],
+                ),
+                (
+                    [f"What covers the body of {a(animal)}?", f"What is on the outside of {a(animal)}?"],
+                    [
+                        f"{cap(a(animal))} has {cover}.",
+                        f"The body of {a(animal)} is covered by {cover}.",
+                        f"It has {cover}.",
+                    ],
+                ),
+            ]
+        )
     return pick(asks), "", lean(rng, says)
 
 
 def trip(rng: random.Random) -> tuple[dict[str, str], str]:
     """A made-up event and the sentences that tell it."""
-    place = {"name": rng.choice(NAMES), "day": rng.choice(DAYS), "place": rng.choice(PLACES), "city": rng.choice(CITIES)}
+    place = {
+        "name": rng.choice(NAMES),
+        "day": rng.choice(DAYS),
+        "place": rng.choice(PLACES),
+        "city": rng.choice(CITIES),
+    }
     place["event"], place["noun"] = rng.choice(EVENTS)
-    text = rng.choice([
-        "On {day}, {name} went to the {place} in {city}. There {name} {event}.",
-        "{name} {event} at the {place} in {city}. It was {day}.",
-        "{name} spent {day} in {city}. At the {place}, {name} {event}.",
-    ])
+    text = rng.choice(
+        [
+            "On {day}, {name} went to the {place} in {city}. There {name} {event}.",
+            "{name} {event} at the {place} in {city}. It was {day}.",
+            "{name} spent {day} in {city}. At the {place}, {name} {event}.",
+        ]
+    )
     return place, text.format(**place)
 
 
 def closed_qa(rng: random.Random) -> Row:
     """A question whose answer is in the input."""
     fact, text = trip(rng)
-    ask, says = rng.choice([
-        ("Who {event}?", ["{name} {event}.", "It was {name}."]),
-        ("When did this happen?", ["It happened on {day}.", "This happened on {day}."]),
-        ("On which day was {name} in {city}?", ["{name} was in {city} on {day}.", "It was on {day}."]),
-        ("Which city did {name} visit?", ["{name} visited {city}.", "The city was {city}."]),
-        ("Where in {city} was {name}?", ["{name} was at the {place}.", "{name} was at the {place} in {city}."]),
-        ("What did {name} do at the {place}?", ["{name} {event}.", "At the {place}, {name} {event}."]),
-    ])
+    ask, says = rng.choice(
+        [
+            ("Who {event}?", ["{name} {event}.", "It was {name}."]),
+            ("When did this happen?", ["It happened on {day}.", "This happened on {day}."]),
+            ("On which day was {name} in {city}?", ["{name} was in {city} on {day}.", "It was on {day}."]),
+            ("Which city did {name} visit?", ["{name} visited {city}.", "The city was {city}."]),
+            ("Where in {city} was {name}?", ["{name} was at the {place}.", "{name} was at the {place} in {city}."]),
+            ("What did {name} do at the {place}?", ["{name} {event}.", "At the {place}, {name} {event}."]),
+        ]
+    )
     return ask.format(**fact), text, lean(rng, says).format(**fact)
 
 
@@ -392,25 +467,50 @@ def classification(rng: random.Random) -> Row:
     if rng.random() < 0.35:
         tone = pick(list(FEELINGS))
         thing, (first, second) = pick(REVIEWED), rng.sample(FEELINGS[tone], 2)
-        text = pick([f"The {thing} was {first} and {second}.", f"What {a(first)} {thing}! It was so {second}.",
-                     f"We found the {thing} {first}. It was also {second}."])
-        ask = pick(["Is this review positive or negative?", "Classify the tone of the review.",
-                    "Say whether the writer is pleased or not."])
-        return ask, text, lean(rng, [f"The review is {tone}, because the {thing} was {first}.", f"This is {a(tone)} review."])
+        text = pick(
+            [
+                f"The {thing} was {first} and {second}.",
+                f"What {a(first)} {thing}! It was so {second}.",
+                f"We found the {thing} {first}. It was also {second}.",
+            ]
+        )
+        ask = pick(
+            [
+                "Is this review positive or negative?",
+                "Classify the tone of the review.",
+                "Say whether the writer is pleased or not.",
+            ]
+        )
+        return (
+            ask,
+            text,
+            lean(rng, [f"The review is {tone}, because the {thing} was {first}.", f"This is {a(tone)} review."]),
+        )
     left, right = rng.sample(list(GROUPS), 2)
     words = [(word, left) for word in rng.sample(GROUPS[left], 2)] + [(pick(GROUPS[right]), right)]
     rng.shuffle(words)
     listing = ", ".join(word for word, _ in words)
     odd = next(word for word, group in words if group == right)
     kept = [word for word, group in words if group == left]
-    ask, says = pick([
-        (f"Which of these is {a(right)}: {listing}?", [f"{cap(odd)} is {a(right)}.", f"The {right} is {odd}."]),
-        (f"Find the odd one out: {listing}.",
-         [f"{cap(odd)} is {a(right)}, but the others are not.", f"The odd one out is {odd}, which is {a(right)}."]),
-        (f"Label each word as {left} or {right}: {listing}.",
-         ["\n".join(f"{cap(word)}: {group}" for word, group in words),
-          f"{cap(left)}: {', '.join(kept)}\n{cap(right)}: {odd}"]),
-    ])
+    ask, says = pick(
+        [
+            (f"Which of these is {a(right)}: {listing}?", [f"{cap(odd)} is {a(right)}.", f"The {right} is {odd}."]),
+            (
+                f"Find the odd one out: {listing}.",
+                [
+                    f"{cap(odd)} is {a(right)}, but the others are not.",
+                    f"The odd one out is {odd}, which is {a(right)}.",
+                ],
+            ),
+            (
+                f"Label each word as {left} or {right}: {listing}.",
+                [
+                    "\n".join(f"{cap(word)}: {group}" for word, group in words),
+                    f"{cap(left)}: {', '.join(kept)}\n{cap(right)}: {odd}",
+                ],
+            ),
+        ]
+    )
     return ask, "", lean(rng, says)
 
 
@@ -420,23 +520,35 @@ def information_extraction(rng: random.Random) -> Row:
     one, two = rng.sample(NAMES, 2)
     thing, other = rng.sample(THINGS, 2)
     count, price, day = rng.randint(2, 9), 5 * rng.randint(1, 12), pick(DAYS)
-    text, ask, says = pick([
-        (f"{one} sold {a(thing)} to {two} for {price} dollars on {day}.",
-         pick(["Extract the names.", "List the people in the text.", "Who is named in this note?"]),
-         [f"{one} and {two}", f"The names are {one} and {two}."]),
-        (f"{one} sold {a(thing)} to {two} for {price} dollars on {day}.",
-         pick(["Extract the price.", "How much was paid?", "Find the amount of money."]),
-         [f"{price} dollars", f"The price was {price} dollars."]),
-        (f"On {day}, {one} gave {two} {a(thing)} and {a(other)}.",
-         pick(["List the things that were given.", "Extract the objects.", "Which objects are in the text?"]),
-         [f"{cap(thing)}, {other}", f"{cap(a(thing))} and {a(other)}."]),
-        (f"Order from {one}: {count} {thing}s, to be sent to {two} by {day}.",
-         pick(["Extract the item and its number.", "What was ordered and how many?", "Find the order."]),
-         [f"Item: {thing}, number: {count}", f"{one} ordered {count} {thing}s."]),
-        (f"Order from {one}: {count} {thing}s, to be sent to {two} by {day}.",
-         pick(["Extract the day.", "Find the date of delivery.", "By when is it due?"]),
-         [f"{day}", f"It is due on {day}."]),
-    ])
+    text, ask, says = pick(
+        [
+            (
+                f"{one} sold {a(thing)} to {two} for {price} dollars on {day}.",
+                pick(["Extract the names.", "List the people in the text.", "Who is named in this note?"]),
+                [f"{one} and {two}", f"The names are {one} and {two}."],
+            ),
+            (
+                f"{one} sold {a(thing)} to {two} for {price} dollars on {day}.",
+                pick(["Extract the price.", "How much was paid?", "Find the amount of money."]),
+                [f"{price} dollars", f"The price was {price} dollars."],
+            ),
+            (
+                f"On {day}, {one} gave {two} {a(thing)} and {a(other)}.",
+                pick(["List the things that were given.", "Extract the objects.", "Which objects are in the text?"]),
+                [f"{cap(thing)}, {other}", f"{cap(a(thing))} and {a(other)}."],
+            ),
+            (
+                f"Order from {one}: {count} {thing}s, to be sent to {two} by {day}.",
+                pick(["Extract the item and its number.", "What was ordered and how many?", "Find the order."]),
+                [f"Item: {thing}, number: {count}", f"{one} ordered {count} {thing}s."],
+            ),
+            (
+                f"Order from {one}: {count} {thing}s, to be sent to {two} by {day}.",
+                pick(["Extract the day.", "Find the date of delivery.", "By when is it due?"]),
+                [f"{day}", f"It is due on {day}."],
+            ),
+        ]
+    )
     return ask, text, lean(rng, says)
 
 
@@ -444,8 +556,15 @@ def summarization(rng: random.Random) -> Row:
     """One sentence for two or three."""
     fact, text = trip(rng)
     extra = rng.choice(["", " The weather was fine.", " Many people were there.", " Later it rained."])
-    ask = rng.choice(["Summarize the text.", "Give a short summary.", "Sum this up in one sentence.",
-                      "What is the text about?", "Write a title for this text."])
+    ask = rng.choice(
+        [
+            "Summarize the text.",
+            "Give a short summary.",
+            "Sum this up in one sentence.",
+            "What is the text about?",
+            "Write a title for this text.",
+        ]
+    )
     if ask.startswith("Write"):
         says = ["{name} in {city}: {noun}", "{cap_noun} at the {place}"]
     else:
@@ -458,15 +577,26 @@ def brainstorming(rng: random.Random) -> Row:
     """Two or three ideas for a purpose."""
     purpose, *ideas = rng.choice(IDEAS)
     count, word = rng.choice([(2, "two"), (3, "three")])
-    ask = rng.choice([
-        "Give me {n} ideas for {p}.", "List {n} ideas for {p}.", "Brainstorm {n} ideas for {p}.",
-        "Suggest {n} things to do for {p}.", "I need {n} ideas for {p}.", "What are {n} good ideas for {p}?",
-        "Think of {n} tips for {p}.", "Share {n} tips for {p}.", "Name {n} ways to start with {p}.",
-        "Please list {n} tips for {p}.", "Help me with {n} plans for {p}.", "Can you find {n} ideas for {p}?",
-    ])
+    ask = rng.choice(
+        [
+            "Give me {n} ideas for {p}.",
+            "List {n} ideas for {p}.",
+            "Brainstorm {n} ideas for {p}.",
+            "Suggest {n} things to do for {p}.",
+            "I need {n} ideas for {p}.",
+            "What are {n} good ideas for {p}?",
+            "Think of {n} tips for {p}.",
+            "Share {n} tips for {p}.",
+            "Name {n} ways to start with {p}.",
+            "Please list {n} tips for {p}.",
+            "Help me with {n} plans for {p}.",
+            "Can you find {n} ideas for {p}?",
+        ]
+    )
     chosen = lean_sample(rng, ideas, count)
-    say = lean(rng, ["\n".join(f"{i}. {cap(idea)}" for i, idea in enumerate(chosen, 1)),
-                      f"You could {series(chosen)}."])
+    say = lean(
+        rng, ["\n".join(f"{i}. {cap(idea)}" for i, idea in enumerate(chosen, 1)), f"You could {series(chosen)}."]
+    )
     return ask.format(n=word, p=purpose), "", say
 
 
@@ -475,15 +605,27 @@ def general_qa(rng: random.Random) -> Row:
     habit, gerund, *reasons = rng.choice(REASONS)
     who = rng.choice(["people", "many people", "families", "students", "adults"])
     first, second = lean_sample(rng, reasons, 2)
-    ask = rng.choice([
-        f"Why do {who} {habit}?", f"Why should {who} {habit}?", f"Is it good for {who} to {habit}?",
-        f"What is good about {gerund}?", f"Explain why {who} {habit}.", f"What do {who} gain from {gerund}?",
-    ])
+    ask = rng.choice(
+        [
+            f"Why do {who} {habit}?",
+            f"Why should {who} {habit}?",
+            f"Is it good for {who} to {habit}?",
+            f"What is good about {gerund}?",
+            f"Explain why {who} {habit}.",
+            f"What do {who} gain from {gerund}?",
+        ]
+    )
     if ask.startswith("Is"):
         say = lean(rng, [f"Yes, because {first}.", f"Yes, {first} and {second}."])
     else:
-        say = lean(rng, [f"{cap(who)} {habit} because {first}.", f"{cap(first)} and {second}.",
-                          f"One reason is that {first}. Another is that {second}."])
+        say = lean(
+            rng,
+            [
+                f"{cap(who)} {habit} because {first}.",
+                f"{cap(first)} and {second}.",
+                f"One reason is that {first}. Another is that {second}.",
+            ],
+        )
     return ask, "", say
 
 
@@ -493,19 +635,54 @@ def creative_writing(rng: random.Random) -> Row:
     mood = pick(MOODS)
     if rng.random() < 0.5:
         topic, verb, where, gift = pick(SCENES)
-        ask = pick([f"Write a {mood} poem about the {topic}.", f"Write two {mood} lines about the {topic}.",
-                    f"Make up a {mood} verse about the {topic}.", f"Compose a {mood} poem on the {topic}."])
-        return ask, "", lean(rng, [f"The {topic} {verb} {where},\nand brings my {mood} heart {gift}.",
-                              f"O {mood} {topic}, {where},\nyou bring us {gift}."])
+        ask = pick(
+            [
+                f"Write a {mood} poem about the {topic}.",
+                f"Write two {mood} lines about the {topic}.",
+                f"Make up a {mood} verse about the {topic}.",
+                f"Compose a {mood} poem on the {topic}.",
+            ]
+        )
+        return (
+            ask,
+            "",
+            lean(
+                rng,
+                [
+                    f"The {topic} {verb} {where},\nand brings my {mood} heart {gift}.",
+                    f"O {mood} {topic}, {where},\nyou bring us {gift}.",
+                ],
+            ),
+        )
     hero, (quest, ending) = pick(HEROES), pick(QUESTS)
-    ask = pick([f"Write a story about a {mood} {hero} who {quest}.", f"Tell a tale of a {mood} {hero} who {quest}.",
-                f"Make up a story in which a {mood} {hero} {quest}."]).replace("a owl", "an owl")
-    return ask, "", lean(rng, [f"Once a {mood} {hero} {quest}. In the end the {hero} {ending}.",
-                          f"There was a {mood} {hero} who {quest}. One day the {hero} {ending}."])
+    ask = pick(
+        [
+            f"Write a story about a {mood} {hero} who {quest}.",
+            f"Tell a tale of a {mood} {hero} who {quest}.",
+            f"Make up a story in which a {mood} {hero} {quest}.",
+        ]
+    ).replace("a owl", "an owl")
+    return (
+        ask,
+        "",
+        lean(
+            rng,
+            [
+                f"Once a {mood} {hero} {quest}. In the end the {hero} {ending}.",
+                f"There was a {mood} {hero} who {quest}. One day the {hero} {ending}.",
+            ],
+        ),
+    )
 
 
 CATEGORIES: list[Callable[[random.Random], Row]] = [
-    open_qa, closed_qa, classification, information_extraction, summarization, brainstorming, general_qa,
+    open_qa,
+    closed_qa,
+    classification,
+    information_extraction,
+    summarization,
+    brainstorming,
+    general_qa,
     creative_writing,
 ]
 

@@ -1,0 +1,45 @@
+"""Shared by all tests: no hub, quiet libraries, tiny models and rows of this project's own."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT / "code"), str(ROOT / "tests")]
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """A folder with `teacher`, `student` (Llama, untied) and `student_tied`, one tokenizer; see tiny.py."""
+    from tiny import make_models
+
+    folder = tmp_path_factory.mktemp("tiny")
+    make_models(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory) -> Path:
+    """A data folder with train.jsonl (24 rows), dev.jsonl (5) and valid.jsonl (6)."""
+    from tiny import make_rows
+
+    folder = tmp_path_factory.mktemp("rows")
+    all_rows = make_rows(35)
+    for name, part in (("train", all_rows[:24]), ("dev", all_rows[24:29]), ("valid", all_rows[29:])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    return folder

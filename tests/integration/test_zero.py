@@ -1,0 +1,88 @@
+"""ZeRO 0 to 3 on two processes, full and LoRA: train, save, load, and get the logits that the trained model had."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from integration.launch import ROOT, run_jobs
+from integration.worker import TOKENS
+
+STAGES = (0, 1, 2, 3)
+STUDENTS = {"full": "student", "tied": "student_tied", "lora": "student"}
+
+
+@pytest.fixture(scope="module")
+def results(tiny, rows, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("zero")
+    jobs = []
+    for stage in STAGES:
+        config = folder / f"zero{stage}.json"
+        # Threshold 0: by default ZeRO-3 keeps parameters as small as these whole.
+        partition_all = {"stage3_param_persistence_threshold": 0} if stage == 3 else {}
+        config.write_text(json.dumps({"zero_optimization": {"stage": stage, **partition_all}}))
+        for kind, student in STUDENTS.items():
+            name = f"{kind}.zero{stage}"
+            argv = [
+                *("--model-path", str(tiny / student), "--teacher-model-path", str(tiny / "teacher")),
+                *("--data-dir", str(rows), "--save-dir", str(folder / name), "--kd-objective", "todi"),
+                *("--batch-size", "3", "--gradient-accumulation-steps", "2", "--num-epochs", "1", "--lr", "3e-3"),
+                *("--max-length", "128", "--max-prompt-length", "64", "--deepspeed", "--deepspeed_config", str(config)),
+                *(("--peft", "lora", "--peft-lora-dropout", "0") if kind == "lora" else ()),
+            ]
+            jobs.append({"name": name, "argv": argv})
+    run_jobs(folder, 2, jobs)
+    return folder
+
+
+def trained_logits(results: Path, name: str) -> torch.Tensor:
+    return torch.load(results / f"{name}.pt", weights_only=True)["logits"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("kind", STUDENTS)
+def test_the_checkpoint_is_the_trained_model(results, tiny, kind, stage):
+    (folder,) = (results / f"{kind}.zero{stage}").glob("epoch1_step2_loss*")
+    if kind == "lora":
+        assert {path.suffix for path in folder.iterdir()}.isdisjoint({".bin", ".pt"})
+        model = AutoPeftModelForCausalLM.from_pretrained(folder)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        logits = model.eval()(input_ids=TOKENS).logits
+    torch.testing.assert_close(logits, trained_logits(results, f"{kind}.zero{stage}"), rtol=1e-5, atol=1e-5)
+    assert AutoTokenizer.from_pretrained(folder).eos_token == "<eos>"
+
+    start = AutoModelForCausalLM.from_pretrained(tiny / STUDENTS[kind])
+    with torch.no_grad():
+        assert (start(input_ids=TOKENS).logits - logits).abs().max() > 0.01, "nothing was trained"
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+@pytest.mark.parametrize("kind", STUDENTS)
+def test_every_stage_trains_the_same_model(results, kind, stage):
+    expected, got = trained_logits(results, f"{kind}.zero0"), trained_logits(results, f"{kind}.zero{stage}")
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_logs_are_complete(results):
+    run = results / "full.zero2"
+    (record,) = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert record["step"] == 2 and record["epoch"] == 1
+    contract = "loss nll_loss kd_loss lr tokens response_tokens step_time tokens_per_s peak_memory_mb".split()
+    assert all(record[name] > 0 for name in contract)
+    assert abs(record["loss"] - 0.5 * (record["nll_loss"] + record["kd_loss"])) < 1e-5
+    assert json.loads((run / "args.json").read_text())["kd_objective"] == "todi"
+    assert "saved" in (run / "train.log").read_text()
+    assert json.loads((run / "dev_metrics.jsonl").read_text())["loss"] > 0
+
+
+def test_shipped_configs_name_every_stage():
+    stages = {
+        json.loads(path.read_text())["zero_optimization"]["stage"]
+        for path in (ROOT / "configs/deepspeed").glob("*.json")
+    }
+    assert stages == set(STAGES)

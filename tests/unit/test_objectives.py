@@ -1,0 +1,397 @@
+"""Every objective against golden values, its naive twin, finite differences and the corners of its domain.
+
+Shapes: N response positions, V vocabulary.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import criterions
+from arguments import KDArguments
+from criterions import build_criterion, objective_names
+from criterions.adakd import AdaKD
+from criterions.base import Criterion, log_mixture, register
+from criterions.todi import ToDi
+from reference.objectives import NAIVE
+
+GOLDEN = Path(__file__).resolve().parents[2] / "../shared/golden/objectives.json"
+CASES, ADAKD_RUNS = range(3), range(20)
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-6, "check_dtype": False}
+
+ALIASES = {
+    "cross_entropy": ["sft"],
+    "fkl": ["forward_kl"],
+    "rkl": ["reverse_kl"],
+    "js": ["js_divergence"],
+    "tvd": [],
+    "sfkl": ["skewed_forward_kl"],
+    "srkl": ["skewed_reverse_kl"],
+    "akl": ["adaptive_kl"],
+    "abkd": [],
+    "todi": ["ToDi"],
+    "adakd": [],
+}
+OBJECTIVES = list(NAIVE)
+DIVERGENCES = [name for name in OBJECTIVES if name != "cross_entropy"]
+
+# Hyperparameters as KDArguments and the twins both name them. Pairs of abkd with a + b = 0 or less grow like
+# exp(log p - log q) and overflow at extreme logits whoever computes them.
+ABKD = [(0.2, 0.7), (0.5, 0.5), (1.5, -0.5), (-0.3, 0.8), (1, 0), (0.4, 0), (0, 1), (0, 0.4), (0.4, -0.4), (-0.4, 0.4)]
+ABKD = [{"ab_alpha": a, "ab_beta": b} for a, b in [*ABKD, (0, 0), (0.2, -0.7)]]
+OTHERS = {
+    "js": [{"js_beta": b} for b in (0.1, 0.5, 0.9)],
+    "sfkl": [{"skew_lambda": weight} for weight in (0.0, 0.1, 0.7, 1.0)],
+    "srkl": [{"skew_lambda": weight} for weight in (0.0, 0.1, 0.7, 1.0)],
+    "akl": [{"adaptive_kl_alpha": alpha} for alpha in (0.0, 0.3, 0.5, 0.9)],
+    "abkd": ABKD,
+}
+VARIANTS = [(name, hyper) for name in OBJECTIVES for hyper in OTHERS.get(name, [{}])]
+IDS = ["-".join([name, *map(str, hyper.values())]) for name, hyper in VARIANTS]
+every_variant = pytest.mark.parametrize("name, hyper", VARIANTS, ids=IDS)
+every_divergence = pytest.mark.parametrize(
+    "name, hyper",
+    [variant for variant in VARIANTS if variant[0] != "cross_entropy"],
+    ids=[i for i in IDS if i != "cross_entropy"],
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def golden():
+    if not GOLDEN.exists():
+        pytest.skip(f"no golden values at {GOLDEN}")
+    return json.loads(GOLDEN.read_text())["cases"]
+
+
+def build(name, **hyper):
+    return build_criterion(name, KDArguments(**hyper))
+
+
+def random_logits(rows=7, vocab=23, scale=2.0, dtype=torch.float64, seed=0):
+    """Student and teacher logits [N, V], and labels."""
+    generator = torch.Generator().manual_seed(seed)
+    student_NV, teacher_NV = (scale * torch.randn(2, rows, vocab, generator=generator)).to(dtype)
+    return student_NV, teacher_NV, torch.randint(vocab, (rows,), generator=generator)
+
+
+def value_and_gradient(loss, student_NV, teacher_NV, labels_N):
+    """Of the rows' weighted sum: a gradient that mixed up rows would show."""
+    leaf_NV = student_NV.detach().clone().requires_grad_()
+    loss_N = loss(leaf_NV, teacher_NV, labels_N)
+    weight_N = torch.linspace(0.5, 2.0, len(loss_N), dtype=loss_N.dtype)
+    (gradient_NV,) = torch.autograd.grad(loss_N @ weight_N, leaf_NV)
+    return loss_N.detach(), gradient_NV
+
+
+def assert_matches_twin(name, hyper, student_NV, teacher_NV, labels_N, **tolerance):
+    loss_N, gradient_NV = value_and_gradient(build(name, **hyper).token_loss, student_NV, teacher_NV, labels_N)
+    twin_N, twin_NV = value_and_gradient(lambda *x: NAIVE[name](*x, **hyper), student_NV, teacher_NV, labels_N)
+    torch.testing.assert_close(loss_N, twin_N, **tolerance)
+    torch.testing.assert_close(gradient_NV, twin_NV, **tolerance)
+
+
+# Golden values
+
+
+@pytest.mark.parametrize("index", CASES)
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_golden_values_and_gradients(golden, name, index):
+    case = golden[index]
+    expected = case["objectives"][name]
+    temperature = 1.0 if name == "cross_entropy" else case["temperature"]
+    hyper = {"ab_alpha": expected["alpha"], "ab_beta": expected["beta"]} if name == "abkd" else {}
+    leaf_NV = torch.tensor(case["student_logits"], requires_grad=True)
+    teacher_NV = torch.tensor(case["teacher_logits"])
+    criterion = build(name, **hyper)
+    loss_N = criterion.token_loss(leaf_NV / temperature, teacher_NV / temperature, torch.tensor(case["labels"]))
+    (gradient_NV,) = torch.autograd.grad(loss_N.sum(), leaf_NV)
+    torch.testing.assert_close(loss_N.detach(), torch.tensor(expected["token_loss"]), **TOLERANCE)
+    torch.testing.assert_close(gradient_NV, torch.tensor(expected["grad_student_logits"]), **TOLERANCE)
+
+
+@pytest.mark.parametrize("run_index", ADAKD_RUNS)
+@pytest.mark.parametrize("index", CASES)
+def test_golden_adakd(golden, index, run_index):
+    case = golden[index]
+    run, tau_base = case["adakd"]["runs"][run_index], case["adakd"]["tau_base"]
+    student_NV, teacher_NV = torch.tensor(case["student_logits"]), torch.tensor(case["teacher_logits"])
+    switches = {"adakd_tau_base": tau_base, "adakd_c": run["c"], "adakd_ratio": run["ratio"], "adakd_latf": "fixed"}
+    criterion = build("adakd", adakd_base=run["base"], **switches)
+
+    difficulty_N = criterion.difficulty(student_NV, teacher_NV)
+    torch.testing.assert_close(difficulty_N, torch.tensor(case["adakd"]["hellinger"]), **TOLERANCE)
+    plan = criterion.plan(difficulty_N)
+    assert plan.selected_N.nonzero().flatten().tolist() == run["selected"]
+    expected_tau = run["temperature"] or {str(row): tau_base for row in run["selected"]}
+    actual_tau = {str(row): plan.temperature_N[row].item() for row in run["selected"]}
+    assert actual_tau == pytest.approx(expected_tau, rel=1e-5)
+    tau_N1 = plan.temperature_N[:, None]
+    loss_N = plan.temperature_N**2 * criterion.base.token_loss(student_NV / tau_N1, teacher_NV / tau_N1)
+    assert loss_N[plan.selected_N].mean().item() == pytest.approx(run["mean_loss"], rel=1e-5, abs=1e-6)
+
+
+def test_every_golden_value_is_checked(golden):
+    assert len(golden) == len(CASES)
+    assert all(set(case["objectives"]) == set(OBJECTIVES) for case in golden)
+    assert all(len(case["adakd"]["runs"]) == len(ADAKD_RUNS) for case in golden)
+
+
+# The naive twins and finite differences
+
+
+@pytest.mark.parametrize("scale", [0.1, 2.0, 6.0])
+@every_variant
+def test_equals_the_naive_twin(name, hyper, scale):
+    assert_matches_twin(name, hyper, *random_logits(scale=scale), rtol=1e-9, atol=1e-11)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 5), st.integers(2, 300), st.floats(0.01, 8), st.integers(0, 10**6))
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_equals_the_naive_twin_at_any_size(name, rows, vocab, scale, seed):
+    assert_matches_twin(name, {}, *random_logits(rows, vocab, scale, seed=seed), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_fp32_stays_near_fp64(name):
+    logits = random_logits(rows=16, vocab=2000, scale=3.0)
+    exact_N, exact_NV = value_and_gradient(build(name).token_loss, *logits)
+    loss_N, gradient_NV = value_and_gradient(build(name).token_loss, *(x.float() for x in logits[:2]), logits[2])
+    assert loss_N.dtype == gradient_NV.dtype == torch.float32
+    torch.testing.assert_close(loss_N, exact_N, rtol=1e-4, atol=1e-5, check_dtype=False)
+    torch.testing.assert_close(gradient_NV, exact_NV, rtol=1e-4, atol=1e-6, check_dtype=False)
+
+
+# todi and akl weigh by a detached function of the student: their gradient is not that of their value.
+WITHOUT_WEIGHTS = [i for i, (name, _) in enumerate(VARIANTS) if name not in ("todi", "akl")]
+
+
+@pytest.mark.parametrize("name, hyper", [VARIANTS[i] for i in WITHOUT_WEIGHTS], ids=[IDS[i] for i in WITHOUT_WEIGHTS])
+def test_gradient_is_that_of_the_value(name, hyper):
+    student_NV, teacher_NV, labels_N = random_logits(rows=3, vocab=6, scale=1.5)
+    criterion = build(name, **hyper)
+    assert torch.autograd.gradcheck(
+        lambda leaf_NV: criterion.token_loss(leaf_NV, teacher_NV, labels_N), student_NV.requires_grad_()
+    )
+
+
+@pytest.mark.parametrize("name", ["todi", "akl"])
+def test_weights_are_detached(name):
+    """With the weights' own gradient the result would be another one: finite differences see it."""
+    student_NV, teacher_NV, labels_N = random_logits(rows=3, vocab=6, scale=1.5)
+    loss = build(name).token_loss
+    _, gradient_NV = value_and_gradient(loss, student_NV, teacher_NV, labels_N)
+    step_NV = torch.zeros_like(student_NV)
+    step_NV[0, 0] = 1e-6
+    change = loss(student_NV + step_NV, teacher_NV)[0] - loss(student_NV - step_NV, teacher_NV)[0]
+    assert abs(change / 2e-6 - 2 * gradient_NV[0, 0]) > 1e-3  # the row's weight is 0.5
+
+
+@pytest.mark.parametrize(
+    "limit, near",
+    [((0, 0.7), (1e-6, 0.7)), ((0.4, 0), (0.4, 1e-6)), ((0.4, -0.4), (0.4, -0.4 + 1e-6)), ((0, 0), (1e-5, 1e-5))],
+)
+def test_abkd_limits_continue_the_general_formula(limit, near):
+    logits = random_logits()
+    of_limit, of_near = (build("abkd", ab_alpha=a, ab_beta=b).token_loss for a, b in (limit, near))
+    for at_limit, close_by in zip(value_and_gradient(of_limit, *logits), value_and_gradient(of_near, *logits)):
+        torch.testing.assert_close(close_by, at_limit, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "name, hyper, same_as",
+    [
+        ("abkd", {"ab_alpha": 1, "ab_beta": 0}, "fkl"),
+        ("abkd", {"ab_alpha": 0, "ab_beta": 1}, "rkl"),
+        ("sfkl", {"skew_lambda": 0.0}, "fkl"),
+        ("srkl", {"skew_lambda": 0.0}, "rkl"),
+    ],
+)
+def test_special_cases(name, hyper, same_as):
+    special = value_and_gradient(build(name, **hyper).token_loss, *random_logits())
+    for actual, expected in zip(special, value_and_gradient(build(same_as).token_loss, *random_logits())):
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_js_is_bounded_and_symmetric():
+    student_NV, teacher_NV, _ = random_logits(scale=20.0)
+    loss_N = build("js").token_loss(student_NV, teacher_NV)
+    assert (loss_N > 0).all() and (loss_N <= math.log(2)).all()
+    torch.testing.assert_close(loss_N, build("js").token_loss(teacher_NV, student_NV))
+
+
+def test_log_mixture_where_one_side_is_nearly_absent():
+    log_a_N, log_b_N = torch.tensor([-1e4, -0.1, -80.0, -3.0]), torch.tensor([-0.1, -1e4, -90.0, -3.0])
+    for weight in (0.0, 0.1, 0.5, 0.9, 1.0):
+        a_N, b_N = log_a_N.double(), log_b_N.double()
+        weights = torch.tensor([weight, 1 - weight], dtype=torch.float64).log()
+        expected_N = torch.logaddexp(weights[0] + a_N, weights[1] + b_N)
+        torch.testing.assert_close(log_mixture(log_a_N, log_b_N, weight), expected_N.float(), rtol=1e-6, atol=0)
+        assert log_mixture(log_a_N, log_b_N, weight)[3] == -3.0
+
+
+# Corners
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 5.0, 30.0])
+@every_divergence
+def test_equal_distributions_give_exactly_zero(name, hyper, scale):
+    student_NV, _, labels_N = random_logits(rows=20, vocab=3000, scale=scale, dtype=torch.float32)
+    loss_N, gradient_NV = value_and_gradient(build(name, **hyper).token_loss, student_NV, student_NV.clone(), labels_N)
+    assert loss_N.tolist() == [0.0] * 20
+    assert gradient_NV.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("name", ["fkl", "rkl", "js", "tvd", "sfkl", "srkl", "abkd"])
+def test_divergences_are_not_negative(name):
+    student_NV, _, _ = random_logits(rows=50, vocab=500, dtype=torch.float32)
+    nearly_NV = student_NV + 1e-3 * torch.randn_like(student_NV)
+    assert (build(name).token_loss(student_NV, nearly_NV) > -1e-6).all()
+
+
+def with_minus_infinity(sides):
+    """Random logits where column 3 is -inf on `sides`, and labels elsewhere."""
+    student_NV, teacher_NV, labels_N = random_logits()
+    if "student" in sides:
+        student_NV[:, 3] = -math.inf
+    if "teacher" in sides:
+        teacher_NV[:, 3] = -math.inf
+    return student_NV, teacher_NV, labels_N.masked_fill(labels_N == 3, 4)
+
+
+@every_variant
+def test_minus_infinity_on_both_sides_is_as_if_the_entry_were_not_there(name, hyper):
+    student_NV, teacher_NV, labels_N = with_minus_infinity(("student", "teacher"))
+    loss_N, gradient_NV = value_and_gradient(build(name, **hyper).token_loss, student_NV, teacher_NV, labels_N)
+    others = [v for v in range(student_NV.shape[1]) if v != 3]
+    expected_N, expected_NV = value_and_gradient(
+        build(name, **hyper).token_loss,
+        student_NV[:, others],
+        teacher_NV[:, others],
+        labels_N - (labels_N > 3).long(),
+    )
+    torch.testing.assert_close(loss_N, expected_N)
+    torch.testing.assert_close(gradient_NV[:, others], expected_NV)
+    assert gradient_NV[:, 3].tolist() == [0.0] * len(loss_N)
+
+
+@pytest.mark.parametrize("side", ["student", "teacher"])
+@every_variant
+def test_minus_infinity_on_one_side_contributes_nothing(name, hyper, side):
+    """The twins drop the entry's term; akl may also drop it from the order that decides the tail."""
+    student_NV, teacher_NV, labels_N = with_minus_infinity((side,))
+    loss_N, gradient_NV = value_and_gradient(build(name, **hyper).token_loss, student_NV, teacher_NV, labels_N)
+    assert torch.isfinite(loss_N).all() and torch.isfinite(gradient_NV).all()
+    if name != "akl":
+        assert_matches_twin(name, hyper, student_NV, teacher_NV, labels_N, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_minus_infinity_in_many_places(name, dtype):
+    student_NV, teacher_NV, labels_N = random_logits(rows=30, vocab=9, dtype=dtype)
+    student_NV[:, 1:4] = student_NV[:, 1:4].masked_fill(student_NV[:, 1:4] > 0, -math.inf)
+    teacher_NV[:, 2:6] = teacher_NV[:, 2:6].masked_fill(teacher_NV[:, 2:6] > 0, -math.inf)
+    labels_N = torch.zeros_like(labels_N)
+    loss_N, gradient_NV = value_and_gradient(build(name).token_loss, student_NV, teacher_NV, labels_N)
+    assert torch.isfinite(loss_N).all() and torch.isfinite(gradient_NV).all()
+
+
+EXTREMES = [1e4, -1e4, 9984.0, 300.0, -300.0, 88.0, -104.0, 1.0, 0.0]  # bf16 holds each of them
+CANNOT_OVERFLOW = [i for i, (_, hyper) in enumerate(VARIANTS) if min([1, *hyper.values()]) >= 0]
+
+
+@pytest.mark.parametrize("name, hyper", [VARIANTS[i] for i in CANNOT_OVERFLOW], ids=[IDS[i] for i in CANNOT_OVERFLOW])
+def test_extreme_logits_stay_finite(name, hyper):
+    values_V = torch.tensor(EXTREMES)
+    generator = torch.Generator().manual_seed(0)
+    student_NV, teacher_NV = (
+        torch.stack([values_V[torch.randperm(len(values_V), generator=generator)] for _ in range(60)]) for _ in range(2)
+    )
+    teacher_NV[:5] = student_NV[:5]
+    loss_N, gradient_NV = value_and_gradient(
+        build(name, **hyper).token_loss, student_NV, teacher_NV, torch.arange(60) % len(values_V)
+    )
+    assert torch.isfinite(loss_N).all() and torch.isfinite(gradient_NV).all()
+    if name != "cross_entropy":
+        assert loss_N[:5].tolist() == [0.0] * 5 and (loss_N >= 0).all()
+
+
+# Names
+
+
+def test_names_and_aliases():
+    assert set(objective_names()) >= {name for names in ALIASES.items() for name in (names[0], *names[1])}
+    for name, aliases in ALIASES.items():
+        for alias in aliases:
+            assert type(build(alias)) is type(build(name))
+    assert len({type(build(name)) for name in ALIASES}) == len(ALIASES)
+
+
+def test_every_objective_has_a_file_of_its_own():
+    folder = Path(criterions.__file__).parent
+    for name in ALIASES:
+        module = type(build(name)).__module__
+        assert module == f"criterions.{name}"
+        assert (folder / f"{name}.py").is_file()
+
+
+@pytest.mark.parametrize("name", ["ToDI", "kl", "", "adakd_todi", "todi ", "todi2", "fk", "adakd+", "+todi", "adakd+kl"])
+def test_unknown_names_are_refused(name):
+    with pytest.raises(ValueError, match=r"--kd-objective|--adakd-base") as error:
+        build(name)
+    assert name in str(error.value)
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones():
+    with pytest.raises(ValueError, match="--kd-objective kl: ") as error:
+        build("kl")
+    assert all(name in str(error.value) for name in ALIASES)
+
+
+def test_adakd_around_another():
+    criterion = build("adakd+todi", adakd_base="fkl", adakd_c=0.3)
+    assert isinstance(criterion, AdaKD) and isinstance(criterion.base, ToDi)
+    assert criterion.args.adakd_c == 0.3
+    assert type(build("adakd", adakd_base="ToDi").base) is ToDi
+    assert type(build("adakd").base) is type(build("rkl"))
+
+
+@pytest.mark.parametrize("name", ["todi+fkl", "fkl+adakd", "adakd+adakd", "adakd+adakd+todi"])
+def test_only_adakd_wraps_and_not_itself(name):
+    with pytest.raises(ValueError, match=r"--kd-objective|--adakd-base"):
+        build(name)
+
+
+def test_adakd_base_is_refused_by_the_flag_that_named_it():
+    with pytest.raises(ValueError, match="--adakd-base"):
+        build("adakd", adakd_base="kl")
+
+
+def test_a_name_is_registered_once():
+    with pytest.raises(ValueError, match="'todi' is already registered by ToDi"):
+        register("todi")(Criterion)
+    assert type(build("todi")) is ToDi
+
+
+def test_only_cross_entropy_does_without_a_teacher():
+    assert [name for name in ALIASES if not build(name).needs_teacher] == ["cross_entropy"]
+
+
+def test_cross_entropy_without_labels_takes_the_teachers_choice():
+    student_NV, teacher_NV, _ = random_logits()
+    expected_N = NAIVE["cross_entropy"](student_NV, None, teacher_NV.argmax(-1))
+    torch.testing.assert_close(build("cross_entropy").token_loss(student_NV, teacher_NV), expected_N)
