@@ -661,7 +661,7 @@ def creative_writing(rng: random.Random) -> Row:
             f"Tell a tale of a {mood} {hero} who {quest}.",
             f"Make up a story in which a {mood} {hero} {quest}.",
         ]
-    ).replace("a owl", "an owl")
+    )
     return (
         ask,
         "",

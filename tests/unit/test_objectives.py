@@ -5,6 +5,7 @@ Shapes: N response positions, V vocabulary.
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -40,14 +41,13 @@ ALIASES = {
 OBJECTIVES = list(NAIVE)
 DIVERGENCES = [name for name in OBJECTIVES if name != "cross_entropy"]
 
-# Hyperparameters as KDArguments and the twins both name them. Pairs of abkd with a + b = 0 or less grow like
-# exp(log p - log q) and overflow at extreme logits whoever computes them.
+# Hyperparameters as KDArguments and the twins both name them.
 ABKD = [(0.2, 0.7), (0.5, 0.5), (1.5, -0.5), (-0.3, 0.8), (1, 0), (0.4, 0), (0, 1), (0, 0.4), (0.4, -0.4), (-0.4, 0.4)]
-ABKD = [{"ab_alpha": a, "ab_beta": b} for a, b in [*ABKD, (0, 0), (0.2, -0.7)]]
+ABKD = [{"ab_alpha": a, "ab_beta": b} for a, b in [*ABKD, (0, 0)]]
 OTHERS = {
     "js": [{"js_beta": b} for b in (0.1, 0.5, 0.9)],
-    "sfkl": [{"skew_lambda": weight} for weight in (0.0, 0.1, 0.7, 1.0)],
-    "srkl": [{"skew_lambda": weight} for weight in (0.0, 0.1, 0.7, 1.0)],
+    "sfkl": [{"skew_lambda": weight} for weight in (0.0, 0.1, 0.7, 0.95)],
+    "srkl": [{"skew_lambda": weight} for weight in (0.0, 0.1, 0.7, 0.95)],
     "akl": [{"adaptive_kl_alpha": alpha} for alpha in (0.0, 0.3, 0.5, 0.9)],
     "abkd": ABKD,
 }
@@ -291,12 +291,15 @@ def test_minus_infinity_on_both_sides_is_as_if_the_entry_were_not_there(name, hy
 @pytest.mark.parametrize("side", ["student", "teacher"])
 @every_variant
 def test_minus_infinity_on_one_side_contributes_nothing(name, hyper, side):
-    """The twins drop the entry's term; akl may also drop it from the order that decides the tail."""
-    student_NV, teacher_NV, labels_N = with_minus_infinity((side,))
-    loss_N, gradient_NV = value_and_gradient(build(name, **hyper).token_loss, student_NV, teacher_NV, labels_N)
+    """akl may drop the entry also from the order that decides the tail; rkl takes the rest of q as a distribution."""
+    logits = with_minus_infinity((side,))
+    loss_N, gradient_NV = value_and_gradient(build(name, **hyper).token_loss, *logits)
+    twin_N, twin_NV = value_and_gradient(lambda *x: NAIVE[name](*x, **hyper), *logits)
     assert torch.isfinite(loss_N).all() and torch.isfinite(gradient_NV).all()
     if name != "akl":
-        assert_matches_twin(name, hyper, student_NV, teacher_NV, labels_N, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(loss_N, twin_N)
+    if name not in ("akl", "rkl"):
+        torch.testing.assert_close(gradient_NV, twin_NV)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -311,6 +314,7 @@ def test_minus_infinity_in_many_places(name, dtype):
 
 
 EXTREMES = [1e4, -1e4, 9984.0, 300.0, -300.0, 88.0, -104.0, 1.0, 0.0]  # bf16 holds each of them
+# With a negative exponent abkd grows like a power of p / q, which overflows whoever computes it.
 CANNOT_OVERFLOW = [i for i, (_, hyper) in enumerate(VARIANTS) if min([1, *hyper.values()]) >= 0]
 
 
@@ -349,11 +353,10 @@ def test_every_objective_has_a_file_of_its_own():
         assert (folder / f"{name}.py").is_file()
 
 
-@pytest.mark.parametrize("name", ["ToDI", "kl", "", "adakd_todi", "todi ", "todi2", "fk", "adakd+", "+todi", "adakd+kl"])
+@pytest.mark.parametrize("name", ["ToDI", "kl", "", "adakd_todi", "todi ", "todi2", "fk", "+todi"])
 def test_unknown_names_are_refused(name):
-    with pytest.raises(ValueError, match=r"--kd-objective|--adakd-base") as error:
+    with pytest.raises(ValueError, match=f"--kd-objective {re.escape(name)}: unknown"):
         build(name)
-    assert name in str(error.value)
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
@@ -370,15 +373,22 @@ def test_adakd_around_another():
     assert type(build("adakd").base) is type(build("rkl"))
 
 
-@pytest.mark.parametrize("name", ["todi+fkl", "fkl+adakd", "adakd+adakd", "adakd+adakd+todi"])
-def test_only_adakd_wraps_and_not_itself(name):
+@pytest.mark.parametrize("name", ["todi+fkl", "fkl+adakd"])
+def test_only_adakd_wraps(name):
+    with pytest.raises(ValueError, match=f"--kd-objective {re.escape(name)}: .* does not wrap"):
+        build(name)
+
+
+@pytest.mark.parametrize("name", ["adakd+", "adakd+kl", "adakd+adakd", "adakd+adakd+todi"])
+def test_adakd_does_not_wrap_everything(name):
     with pytest.raises(ValueError, match=r"--kd-objective|--adakd-base"):
         build(name)
 
 
-def test_adakd_base_is_refused_by_the_flag_that_named_it():
-    with pytest.raises(ValueError, match="--adakd-base"):
-        build("adakd", adakd_base="kl")
+@pytest.mark.parametrize("base", ["kl", "", "adakd", "adakd+todi"])
+def test_a_wrong_adakd_base_is_refused_by_its_own_flag(base):
+    with pytest.raises(ValueError, match=f"--adakd-base {re.escape(base)}: "):
+        build("adakd", adakd_base=base)
 
 
 def test_a_name_is_registered_once():

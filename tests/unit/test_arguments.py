@@ -1,0 +1,536 @@
+"""Flags: every spelling parses, the reference scripts parse, mistakes name the flag, the value and the remedy."""
+
+import ast
+import dataclasses
+import math
+import re
+import types
+import typing
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import arguments
+from arguments import (
+    DataArguments,
+    EvaluateArguments,
+    EvaluateConfig,
+    GenerationArguments,
+    KDArguments,
+    ModelArguments,
+    TeacherArguments,
+    TrainArguments,
+    TrainConfig,
+    parse_evaluate_arguments,
+    parse_train_arguments,
+)
+
+TRAIN_GROUPS = (ModelArguments, TeacherArguments, KDArguments, DataArguments, TrainArguments, GenerationArguments)
+EVALUATE_GROUPS = (EvaluateArguments, GenerationArguments)
+REQUIRED = ("--model-path", "student", "--data-dir", "data/dolly")
+
+# The flags of the official training and evaluation scripts, as they stand there.
+TODI_KD = """
+    --base-path . --model-path model_hub/tinyllama --n-gpu 4 --teacher-model-path model_hub/llama2
+    --teacher-peft-path teacher/epoch10 --teacher-model-fp16 --gradient-checkpointing --data-dir data/dolly/
+    --num-workers 0 --dev-num 1000 --task vanilla_kd --lr 0.001 --batch-size 4 --eval-batch-size 16
+    --gradient-accumulation-steps 2 --warmup-iters 0 --lr-decay-style cosine --weight-decay 1e-2 --clip-grad 1.0
+    --num-epochs 10 --kd-rate 0.5 --kd-temperature 2.0 --kd-objective ToDi --peft lora --peft-lora-r 256
+    --peft-lora-alpha 8 --peft-lora-dropout 0.1 --max-length 512 --max-prompt-length 256 --do-train --do-valid
+    --eval-gen --save-interval 1 --eval-interval 1 --log-interval 50 --save-dir outputs/x --keep-best-n-checkpoints 1
+    --criterion various_divergence --seed 10 --deepspeed --deepspeed_config configs/deepspeed/ds_config_bf16.json
+    --do-sample --top-k 0 --top-p 1.0 --temperature 1.0"""
+TODI_SFT = """
+    --base-path . --model-path model_hub/gpt2 --model-type gpt2 --n-gpu 4 --data-dir data/dolly/ --num-workers 0
+    --dev-num 1000 --task sft --lr 0.0005 --batch-size 4 --eval-batch-size 32 --gradient-accumulation-steps 2
+    --warmup-iters 0 --lr-decay-style cosine --weight-decay 1e-2 --clip-grad 1.0 --num-epochs 20 --max-length 512
+    --max-prompt-length 256 --do-train --do-valid --eval-gen --save-interval 1 --eval-interval 1 --log-interval 50
+    --save-dir outputs/x --keep-best-n-checkpoints 1 --criterion cross_entropy --seed 10 --deepspeed
+    --deepspeed_config configs/deepspeed/ds_config_bf16.json --do-sample --top-k 0 --top-p 1.0 --temperature 1.0"""
+MINILLM_KD = """
+    --base-path . --model-path checkpoints/gpt2-base/ --teacher-model-path results/gpt2-xlarge/ --ckpt-name gpt2-base
+    --teacher-ckpt-name xlarge-sft --teacher-model-fp16 --n-gpu 16 --model-type gpt2 --gradient-checkpointing
+    --data-dir data/dolly --num-workers 4 --dev-num 1000 --lr 0.0005 --batch-size 2 --eval-batch-size 8
+    --gradient-accumulation-steps 1 --warmup-iters 0 --lr-decay-style cosine --weight-decay 1e-2 --clip-grad 1.0
+    --epochs 20 --kd-ratio 0.5 --max-length 512 --max-prompt-length 256 --do-train --do-valid --eval-gen
+    --save-interval -1 --eval-interval -1 --log-interval 4 --mid-log-num -1 --save results/kd --seed 20
+    --seed-order 10 --deepspeed --deepspeed_config configs/deepspeed/ds_config.json --type kd
+    --peft lora --peft-name lora --teacher-peft-name lora-13B --teacher-peft-path results/lora-13B
+    --do-sample --top-k 0 --top-p 1.0 --temperature 1.0"""
+DSKD_EVALUATE = """
+    --base-path . --model-path model_hub/tinyllama --peft-path outputs/epoch10 --peft lora --n-gpu 4
+    --model-type tinyllama --task eval_main --data-dir data/dolly --data-names dolly --num-workers 0 --dev-num -1
+    --data-process-workers -1 --json-data --eval-batch-size 16 --max-length 512 --max-prompt-length 256 --do-eval
+    --save-dir outputs --seed 10 --deepspeed --deepspeed_config configs/deepspeed/ds_config_bf16.json
+    --do-sample --top-k 0 --top-p 1.0 --temperature 1.0"""
+MINILLM_EVALUATE = """
+    --base-path . --model-path results/gpt2/ --ckpt-name gpt2-base --n-gpu 1 --model-type gpt2 --data-dir data/dolly
+    --data-names dolly --num-workers 0 --dev-num -1 --data-process-workers -1 --json-data --eval-batch-size 16
+    --max-length 512 --max-prompt-length 256 --do-eval --save results/eval_main/ --seed 10 --deepspeed
+    --deepspeed_config configs/deepspeed/ds_config_zero1_fp16.json --type eval_main
+    --do-sample --top-k 0 --top-p 1.0 --temperature 1.0"""
+# What the reference's training parser knows beside them. Each is accepted, or refused with what to use instead.
+OTHER_REFERENCE_FLAGS = """
+    n-nodes teacher-model-type model-parallel model-parallel-size no-value dropout-path-rate fp32 model-dtype load
+    local_rank save-additional-suffix save-rollout eb-sample-times eval-tqdm report-logits only-save-projector debug
+    processed-data-dir force-process force-process-demo train-num train-ratio dev-ratio gen-num prompt-type
+    min-prompt-length bin-data txt-data prompt-data-dir pretrain-data-dir lm-data-dir eval-ppl eval-rw only-prompt
+    total-iters train-iters-per-epoch seed-data seed-ppo seed-lm training-epochs attn-dtype loss-scale
+    teacher-temperature label-smoothing adaptive-kl-alpha skew-lambda lr-decay-iters scheduler-name
+    no-repeat-ngram-size repetition-penalty num-beams eval-gen-repeat-times projector-config-path projector-path
+    projector-lr pretrained-projector pretrained-projector-lr vocab-alignment-path teacher-to-student-token-mapping
+    teacher-to-student-id-mapping student-to-teacher-token-mapping student-to-teacher-id-mapping""".split()
+
+
+def parse_train(*flags: str) -> TrainConfig:
+    return parse_train_arguments([*REQUIRED, *flags])
+
+
+def parse_evaluate(*flags: str) -> EvaluateConfig:
+    return parse_evaluate_arguments([*REQUIRED, *flags])
+
+
+def train_flags(config: TrainConfig | EvaluateConfig) -> dict:
+    """The values of all groups by name."""
+    return {name: value for group in config[:-1] for name, value in dataclasses.asdict(group).items()}
+
+
+def options_of(group: type, field: dataclasses.Field) -> list[str]:
+    """Every spelling that should reach a field."""
+    names = [field.name, *(alias.removeprefix("--") for alias in field.metadata.get("aliases", ()))]
+    return sorted({f"--{spelling}" for name in names for spelling in (name, name.replace("_", "-"))})
+
+
+def base_type(annotation: object) -> object:
+    """`int | None` and `list[int]` -> int; a Literal stays."""
+    if isinstance(annotation, types.UnionType):
+        annotation = next(part for part in typing.get_args(annotation) if part is not type(None))
+    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is list else annotation
+
+
+def valid_text(group: type, field: dataclasses.Field) -> str:
+    """A valid value that is not the default's."""
+    special = {
+        "max_length": "300",
+        "max_prompt_length": "100",
+        "lr_min": "1e-06",
+        "adakd_ratio_min": "0.05",
+        "peft": "lora",
+    }
+    if field.name in special:
+        return special[field.name]
+    kind = base_type(typing.get_type_hints(group)[field.name])
+    if typing.get_origin(kind) is typing.Literal:
+        return next(choice for choice in typing.get_args(kind) if choice != field.default)
+    return {int: "3", float: "0.25", bool: str(not field.default).lower(), str: "some/text"}[kind]
+
+
+FIELDS = [
+    pytest.param(parse, group, field, option, id=f"{parse.__name__.removeprefix('parse_')}{option}")
+    for parse, groups in ((parse_train, TRAIN_GROUPS), (parse_evaluate, EVALUATE_GROUPS))
+    for group in groups
+    for field in dataclasses.fields(group)
+    for option in options_of(group, field)
+]
+
+
+@pytest.mark.parametrize(("parse", "group", "field", "option"), FIELDS)
+def test_every_field_parses_in_every_spelling_and_with_equals_sign(parse, group, field, option):
+    text = valid_text(group, field)
+    needed = {"peft_path": ["--peft", "lora"], "teacher_peft_path": ["--teacher-model-path", "t"]}
+    company = needed.get(field.name, []) if parse is parse_train else []
+    spaced, joined = parse(*company, option, text), parse(*company, f"{option}={text}")
+    assert spaced == joined
+    value = train_flags(spaced)[field.name]
+    kind = base_type(typing.get_type_hints(group)[field.name])
+    wanted = {int: int, float: float, bool: lambda word: word == "true"}.get(kind, str)(text)
+    assert value in (wanted, [wanted])
+    assert value != field.default
+    assert spaced.ignored_flags == ()
+
+
+@pytest.mark.parametrize(
+    ("parse", "flag", "name"),
+    [(parse_train, "--gradient-checkpointing", "gradient_checkpointing"), (parse_evaluate, "--do_sample", "do_sample")],
+)
+@pytest.mark.parametrize(("word", "value"), [(None, True), ("true", True), ("False", False), ("1", True)])
+def test_switches_take_an_optional_value(parse, flag, name, word, value):
+    assert train_flags(parse(flag, *([word] if word else [])))[name] is value
+
+
+@pytest.mark.parametrize("flag", ["--no-packing", "--no_packing", "--packing=false"])
+def test_a_switch_that_is_on_can_be_turned_off(flag):
+    assert parse_train().data.packing
+    assert not parse_train(flag).data.packing
+
+
+# --- every field is read ---------------------------------------------------------------------------------------------
+
+GROUP_NAME = re.compile(r"(^|_)args$|^(model|teacher|kd|data|train|generation|evaluate)$")
+
+
+def reads(source: str) -> set[str]:
+    """Fields read from something that is named like a group of flags, outside of its own validation."""
+    found = set()
+
+    class Visitor(ast.NodeVisitor):
+        def visit_FunctionDef(self, node):
+            if node.name not in ("__post_init__", "_positive", "_in_range", "_rows", "_require"):
+                self.generic_visit(node)
+
+        def visit_Attribute(self, node):
+            owner = node.value
+            name = owner.attr if isinstance(owner, ast.Attribute) else getattr(owner, "id", "")
+            if isinstance(node.ctx, ast.Load) and (GROUP_NAME.search(name) or name == "self"):
+                found.add(node.attr)
+            self.generic_visit(node)
+
+        def visit_Call(self, node):
+            if getattr(node.func, "id", "") == "getattr" and isinstance(node.args[1], ast.Constant):
+                found.add(node.args[1].value)
+            self.generic_visit(node)
+
+    Visitor().visit(ast.parse(source))
+    return found
+
+
+def test_the_scan_sees_what_is_read_and_nothing_else():
+    source = """
+class Group:
+    def __post_init__(self):
+        self.validated
+def f(args, text):
+    args.lr + config.kd.rate + getattr(args, "named")
+    text.split(",")
+    args.written = 1
+"""
+    assert {"lr", "rate", "named"} <= reads(source)
+    assert not {"validated", "split", "written"} & reads(source)
+
+
+@pytest.mark.parametrize("group", dict.fromkeys((*TRAIN_GROUPS, *EVALUATE_GROUPS)), ids=lambda group: group.__name__)
+def test_every_field_is_read_somewhere(root, group):
+    of_evaluation = group is EvaluateArguments
+    files = [p for p in (root / "code").rglob("*.py") if (p.name == "evaluate.py") == of_evaluation]
+    found = set().union(*(reads(path.read_text()) for path in files))
+    unread = [field.name for field in dataclasses.fields(group) if field.name not in found]
+    assert not unread, f"flags that nothing reads: {unread}"
+
+
+# --- reference scripts -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("parse", "script"),
+    [
+        pytest.param(parse_train_arguments, TODI_KD, id="todi-kd"),
+        pytest.param(parse_train_arguments, TODI_SFT, id="todi-sft"),
+        pytest.param(parse_train_arguments, MINILLM_KD, id="minillm-kd"),
+        pytest.param(parse_evaluate_arguments, DSKD_EVALUATE, id="dskd-evaluate-lora"),
+        pytest.param(parse_evaluate_arguments, MINILLM_EVALUATE, id="minillm-evaluate"),
+    ],
+)
+@pytest.mark.parametrize("spelling", ["as it stands", "underscores"])
+def test_reference_scripts_parse(parse, script, spelling):
+    words = script.split()
+    if spelling == "underscores":
+        words = [word[:2] + word[2:].replace("-", "_") if word.startswith("--") else word for word in words]
+    config = parse(words)
+    assert "n-gpu" in " ".join(config.ignored_flags).replace("_", "-")
+
+
+def test_reference_values_arrive():
+    config = parse_train_arguments(TODI_KD.split())
+    assert (config.kd.objective, config.kd.kd_rate, config.kd.kd_temperature) == ("ToDi", 0.5, 2.0)
+    assert (config.model.peft, config.model.peft_lora_r, config.model.peft_lora_alpha) == ("lora", 256, 8)
+    assert (config.train.num_epochs, config.train.lr, config.data.dev_num) == (10, 1e-3, 1000)
+    assert config.generation.do_sample
+    assert config.teacher.teacher_peft_path == "teacher/epoch10"
+    assert set(config.ignored_flags) == {
+        *("--base-path", "--n-gpu", "--teacher-model-fp16", "--num-workers", "--task", "--do-train", "--do-valid")
+    }
+
+
+def test_the_names_of_the_first_reference_repository_mean_the_same():
+    config = parse_train("--epochs", "20", "--kd-ratio", "0.25", "--kd-temp", "3")
+    assert (config.train.num_epochs, config.kd.kd_rate, config.kd.kd_temperature) == (20, 0.25, 3.0)
+
+
+@pytest.mark.parametrize("flag", OTHER_REFERENCE_FLAGS)
+def test_other_reference_flags_are_accepted_or_refused_with_a_remedy(flag):
+    switch = flag in "no-value fp32 eval-tqdm debug only-prompt force-process bin-data txt-data eval-ppl".split()
+    try:
+        parse_train(f"--{flag}", *([] if switch else ["1"]))
+    except ValueError as error:
+        assert "not supported; " in str(error), error
+
+
+@pytest.mark.parametrize("flag", sorted(arguments.REPLACED_FLAGS))
+def test_replaced_flags_name_what_to_use(flag):
+    with pytest.raises(ValueError, match=f"^--{flag}: not supported; ") as error:
+        parse_train(f"--{flag}", "1")
+    named = re.findall(r"--[\w-]+", str(error.value).split("; ", 1)[1])
+    known = {option for group in TRAIN_GROUPS for f in dataclasses.fields(group) for option in options_of(group, f)}
+    assert set(named) <= known
+
+
+def test_ignored_flags_are_no_real_flags_of_training():
+    fields = {f.name.replace("_", "-") for group in TRAIN_GROUPS for f in dataclasses.fields(group)}
+    ignored_in_evaluation_only = {"peft", "eval-gen", "data-process-workers"}
+    assert arguments.IGNORED_FLAGS & fields == ignored_in_evaluation_only
+    assert not arguments.IGNORED_FLAGS & set(arguments.REPLACED_FLAGS)
+
+
+def test_launchers_flags_are_accepted_silently():
+    for parse in (parse_train, parse_evaluate):
+        assert parse("--local_rank=3", "--deepspeed", "--deepspeed-config", "x.json").ignored_flags == ()
+    assert parse_train("--deepspeed", "--deepspeed_config", "x.json").train.deepspeed_config == "x.json"
+
+
+# --- mistakes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("parse", "misspelt", "meant"),
+    [
+        (parse_train, "--kd-objectiv", "--kd-objective"),
+        (parse_train, "--kd_objectives", "--kd-objective"),
+        (parse_train, "--teacher-model", "--teacher-model-path"),
+        (parse_train, "--lrr", "--lr"),
+        (parse_train, "--gradient-acumulation-steps", "--gradient-accumulation-steps"),
+        (parse_train, "--max-prompt-len", "--max-prompt-length"),
+        (parse_evaluate, "--sede", "--seed"),
+        (parse_evaluate, "--data-dirs", "--data-dir"),
+    ],
+)
+@pytest.mark.parametrize("form", ["{} 1", "{}=1"])
+def test_a_misspelt_flag_is_refused_with_a_suggestion(parse, misspelt, meant, form):
+    with pytest.raises(ValueError, match=f"^{misspelt}: unknown flag; did you mean {meant}\\?$"):
+        parse(*form.format(misspelt).split())
+
+
+def test_flags_are_not_abbreviated():
+    with pytest.raises(ValueError, match="--gradient-accumulation: unknown flag"):
+        parse_train("--gradient-accumulation", "2")
+
+
+def test_an_unknown_flag_like_no_other_points_to_help():
+    with pytest.raises(ValueError, match="--xyzzy: unknown flag; see --help"):
+        parse_train("--xyzzy")
+
+
+@pytest.mark.parametrize("flag", ["--kd-rate", "--lr", "--packing"])
+def test_evaluation_suggests_only_what_resembles(flag):
+    with pytest.raises(ValueError, match=f"{flag}: unknown flag; see --help"):
+        parse_evaluate(flag, "1")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param("outputs/x", id="alone"),
+        pytest.param("--save-dir my folder", id="unquoted space"),
+        pytest.param("--base-path . --save-dir my folder", id="unquoted space after an ignored flag"),
+        pytest.param("--do-train -lr 5", id="one dash"),
+    ],
+)
+def test_a_value_without_a_flag_is_refused(words):
+    with pytest.raises(ValueError, match=r"folder|outputs/x|-lr"):
+        parse_train(*words.split())
+
+
+@pytest.mark.parametrize(
+    ("argv", "missing"),
+    [([], "--model-path"), (["--model-path", "m"], "--data-dir"), (["--data-dir", "d"], "--model-path")],
+)
+@pytest.mark.parametrize("parse", [parse_train_arguments, parse_evaluate_arguments])
+def test_required_flags(parse, argv, missing):
+    with pytest.raises(ValueError, match=f"required.*{missing}"):
+        parse(argv)
+
+
+def test_help_ends_well(capsys):
+    with pytest.raises(SystemExit) as exit_code:
+        parse_train_arguments(["--help"])
+    assert exit_code.value.code == 0
+    out = capsys.readouterr().out
+    assert all(f"--{field.name}" in out for group in TRAIN_GROUPS for field in dataclasses.fields(group))
+
+
+OUT_OF_RANGE = """
+    train --peft-lora-r 0 | train --peft-lora-alpha 0 | train --peft-lora-dropout 1.5 | train --peft-lora-dropout -0.1
+    train --peft-path x | train --teacher-peft-path x | train --kd-rate 1.5 | train --kd-rate -0.5
+    train --kd-temperature 0 | train --kd-temperature -2 | train --js-beta 0 | train --js-beta 1 | train --js-beta 1.5
+    train --skew-lambda 1.5 | train --adaptive-kl-alpha -1 | train --adakd-ratio 0 | train --adakd-ratio 1.5
+    train --adakd-ratio-min 0 | train --adakd-ratio-min 1.1 | train --adakd-tau-base 0 | train --adakd-c -1
+    train --adakd-beta 1.5 | train --adakd-epsilon -0.1 | train --adakd-delta 2 | train --adakd-warmup-ratio 7
+    train --loss-chunk-mb 0 | train --train-num 0 | train --train-num -2 | train --dev-num 0
+    train --max-length 256 | train --max-length 32 | train --max-prompt-length 31 | train --max-prompt-length 512
+    train --data-process-workers 0 | train --data-process-workers -2 | train --batch-size 0 | train --batch-size -1
+    train --gradient-accumulation-steps 0 | train --eval-batch-size 0 | train --num-epochs 0 | train --total-iters 0
+    train --lr 0 | train --lr -1 | train --lr inf | train --lr-min 1 | train --lr-min -1 | train --warmup-iters -1
+    train --warmup-ratio 1.5 | train --weight-decay -0.1 | train --weight-decay inf | train --clip-grad -1
+    train --seed -1 | train --save-interval 0 | train --eval-interval 0 | train --log-interval 0
+    train --keep-best-n-checkpoints 0 | train --keep-best-n-checkpoints -2 | train --temperature 0
+    train --kd-temperature inf | train --temperature inf | train --top-p 0 | train --top-p 1.1 | train --top-k -1
+    train --num-beams 0 | train --repetition-penalty 0 | train --no-repeat-ngram-size -1 | train --max-new-tokens 0
+    evaluate --eval-batch-size 0 | evaluate --dev-num 0 | evaluate --max-prompt-length 8 | evaluate --max-length 100
+    evaluate --temperature -1 | evaluate --top-p 2
+"""
+PARSERS = {"train": parse_train, "evaluate": parse_evaluate}
+
+
+@pytest.mark.parametrize("case", [case.strip() for case in re.split(r"\||\n", OUT_OF_RANGE) if case.strip()])
+def test_out_of_range_values_name_flag_value_and_remedy(case):
+    program, flag, value = case.split()
+    with pytest.raises(ValueError) as error:
+        PARSERS[program](flag, value)
+    said = re.fullmatch(r"--([\w-]+) (\S+): (.*\w.*)", str(error.value))
+    # Of two flags that exclude each other, either may be the one to change.
+    assert said and said[1] in (flag[2:], "max-length"), error.value
+    if said[1] == flag[2:]:
+        assert said[2] == value or float(said[2]) == float(value)
+
+
+@pytest.mark.parametrize(
+    ("group", "field"),
+    [
+        pytest.param(group, field, id=field.name)
+        for group in TRAIN_GROUPS
+        for field in dataclasses.fields(group)
+        if base_type(typing.get_type_hints(group)[field.name]) is float
+    ],
+)
+def test_no_number_is_nan(group, field):
+    flag = f"--{field.name.replace('_', '-')}"
+    with pytest.raises(ValueError, match=f"^{flag} nan: "):
+        parse_train(flag, "nan")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--batch-size", "2.5"),
+        ("--lr", "fast"),
+        ("--peft", "prefix"),
+        ("--lr-decay-style", "exponential"),
+        ("--do-sample", "maybe"),
+        ("--model-path", None),
+    ],
+)
+def test_values_of_the_wrong_type_name_the_flag(flag, value):
+    with pytest.raises(ValueError, match=flag):
+        parse_train(flag, *([value] if value else []))
+
+
+def test_a_seed_is_named_once():
+    assert parse_evaluate("--seeds", "10", "20").evaluate.seed == [10, 20]
+    with pytest.raises(ValueError, match=r"--seed \[10, 10\]: "):
+        parse_evaluate("--seed", "10", "10")
+
+
+def test_warm_up_is_given_once():
+    with pytest.raises(ValueError, match=r"--warmup-ratio 0.1: .*--warmup-iters 5"):
+        parse_train("--warmup-iters", "5", "--warmup-ratio", "0.1")
+
+
+# --- objective -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("criterion", "kd_objective", "objective"),
+    [
+        (None, None, "cross_entropy"),
+        ("cross_entropy", None, "cross_entropy"),
+        ("cross_entropy", "sft", "sft"),
+        ("cross_entropy", "cross_entropy", "cross_entropy"),
+        ("various_divergence", None, "forward_kl"),
+        ("various_divergence", "reverse_kl", "reverse_kl"),
+        ("various_divergence", "ToDi", "ToDi"),
+        (None, "todi", "todi"),
+        (None, "adakd+todi", "adakd+todi"),
+        ("todi", None, "todi"),
+        ("todi", "todi", "todi"),
+    ],
+)
+def test_criterion_and_objective_together_name_an_objective(criterion, kd_objective, objective):
+    from criterions import build_criterion
+
+    args = KDArguments(criterion=criterion, kd_objective=kd_objective)
+    assert args.objective == objective
+    build_criterion(args.objective, args)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "kd_objective"), [("cross_entropy", "fkl"), ("dual_space_kd", "forward_kl"), ("todi", "fkl")]
+)
+def test_criterion_and_objective_must_not_contradict(criterion, kd_objective):
+    with pytest.raises(ValueError, match=f"--criterion {criterion} --kd-objective {kd_objective}: .*contradict"):
+        parse_train("--criterion", criterion, "--kd-objective", kd_objective)
+
+
+# --- round trip ------------------------------------------------------------------------------------------------------
+
+numbers = st.integers(1, 10**6)
+shares = st.floats(0.001, 1, exclude_max=True)
+text = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).filter(lambda t: t[0] not in "-")
+VALID = {
+    "peft_lora_r": numbers,
+    "peft_lora_dropout": shares,
+    "attn_implementation": st.sampled_from(["sdpa", "eager"]),
+    "teacher_model_path": text,
+    "kd_objective": text,
+    "kd_rate": shares,
+    "kd_temperature": st.floats(1e-6, 1e6),
+    "js_beta": shares,
+    "ab_alpha": st.floats(-10, 10).filter(lambda x: x >= 0 or "e" not in repr(x)),
+    "adakd_idts": st.sampled_from(["inverse", "direct", "off"]),
+    "adakd_epsilon": st.floats(0, 1e6),
+    "train_num": st.one_of(st.just(-1), numbers),
+    "max_length": st.integers(257, 10**6),
+    "max_prompt_length": st.integers(32, 256),
+    "packing": st.booleans(),
+    "force_process": st.booleans(),
+    "total_iters": numbers,
+    "lr": st.floats(1e-6, 1e3),
+    "lr_min": st.floats(0, 1e-6),
+    "weight_decay": st.floats(0, 10),
+    "seed": st.integers(0, 2**40),
+    "save_dir": text,
+    "keep_best_n_checkpoints": st.one_of(st.just(-1), numbers),
+    "do_sample": st.booleans(),
+    "temperature": st.floats(1e-6, 1e6),
+    "top_p": shares,
+    "repetition_penalty": st.floats(0.1, 10),
+}
+DEFAULTS = train_flags(parse_train())
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    values=st.fixed_dictionaries({}, optional=VALID),
+    ways=st.lists(st.tuples(st.booleans(), st.booleans()), min_size=len(VALID), max_size=len(VALID)),
+    order=st.randoms(use_true_random=False),
+)
+def test_valid_values_round_trip(values, ways, order):
+    flags = []
+    for (name, value), (dashes, joined) in zip(values.items(), ways):
+        flag = f"--{name.replace('_', '-') if dashes else name}"
+        flags.append([f"{flag}={value}"] if joined else [flag, str(value)])
+    order.shuffle(flags)
+    parsed = train_flags(parse_train(*(word for words in flags for word in words)))
+    assert parsed == DEFAULTS | values
+
+
+def test_negative_numbers_are_values():
+    config = parse_train("--train-num", "-1", "--ab-alpha", "-0.5", "--ab_beta", "-2", "--loss-scale", "-1")
+    assert (config.data.train_num, config.kd.ab_alpha, config.kd.ab_beta) == (-1, -0.5, -2.0)
+    assert config.ignored_flags == ("--loss-scale",)
+
+
+def test_groups_are_frozen_and_hold_no_nan():
+    config = parse_train()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.train.lr = 1.0
+    assert not any(isinstance(value, float) and math.isnan(value) for value in train_flags(config).values())

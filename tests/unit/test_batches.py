@@ -1,0 +1,255 @@
+"""Packing, collation and the plan of an epoch: nothing is lost, nothing is doubled, and the restart finds its place."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_utils.batches import Batch, EpochPlan, Example, collate, pack
+
+PAD = 0
+quick = settings(max_examples=150, deadline=None)
+token_ids = st.integers(1, 50)
+example_lists = st.lists(
+    st.builds(
+        Example,
+        st.lists(token_ids, min_size=1, max_size=30).map(np.array),
+        st.lists(token_ids, min_size=1, max_size=30).map(np.array),
+    ),
+    min_size=1,
+    max_size=9,
+)
+max_lengths = st.integers(1, 90)
+
+
+def predictions(batch: Batch) -> list[tuple[tuple[int, ...], int]]:
+    """What the loss reads at each position: the tokens that the prediction sees, and the label."""
+    rows, width = batch.input_ids_RT.shape
+    seen = []
+    for position, label in zip(batch.response_positions.tolist(), batch.labels_N.tolist()):
+        r, t = divmod(position, width)
+        if batch.position_ids_RT is not None:
+            start = t - int(batch.position_ids_RT[r, t])
+        else:
+            assert batch.attention_mask_RT[r, : t + 1].all()
+            start = 0
+        seen.append((tuple(batch.input_ids_RT[r, start : t + 1].tolist()), label))
+    assert rows * width == batch.input_ids_RT.numel()
+    return seen
+
+
+def wanted_predictions(examples: list[Example]) -> list[tuple[tuple[int, ...], int]]:
+    """Every response token from all that stands before it in its own example."""
+    wanted = []
+    for example in examples:
+        ids = [*example.prompt_ids, *example.response_ids]
+        wanted += [(tuple(ids[:t]), ids[t]) for t in range(len(example.prompt_ids), len(ids))]
+    return wanted
+
+
+# --- pack ------------------------------------------------------------------------------------------------------------
+
+
+@quick
+@given(lengths=st.lists(st.integers(1, 60), max_size=12), max_length=max_lengths)
+def test_pack_places_every_example_once_in_bounded_rows(lengths, max_length):
+    rows = pack(lengths, max_length)
+    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+    assert all(rows)
+    sums = [sum(lengths[i] for i in row) for row in rows]
+    assert all(total <= max(max_length, *lengths) for total in sums)
+
+
+@quick
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=12), max_length=max_lengths)
+def test_packing_is_never_larger_than_padding_to_the_longest(lengths, max_length):
+    rows = pack(lengths, max_length)
+    area = len(rows) * max(sum(lengths[i] for i in row) for row in rows)
+    assert sum(lengths) <= area <= len(lengths) * max(lengths)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "max_length", "area"),
+    [([10, 9, 1], 10, 20), ([5, 5, 5, 5], 10, 20), ([100, 30, 30, 40], 100, 200), ([7], 100, 7), ([8, 8, 8], 15, 24)],
+)
+def test_packing_finds_the_small_area(lengths, max_length, area):
+    rows = pack(lengths, max_length)
+    assert len(rows) * max(sum(lengths[i] for i in row) for row in rows) == area
+
+
+def test_of_equal_areas_the_shorter_rows_win():
+    assert sorted(map(len, pack([5, 5, 5, 5], 100))) == [1, 1, 1, 1]
+
+
+# --- collate ---------------------------------------------------------------------------------------------------------
+
+
+@quick
+@given(examples=example_lists, max_length=max_lengths, packed=st.booleans())
+def test_the_loss_reads_exactly_the_response_tokens(examples, max_length, packed):
+    batch = collate(examples, PAD, max_length, packed)
+    assert sorted(predictions(batch)) == sorted(wanted_predictions(examples))
+    assert batch.tokens == sum(map(len, examples))
+    assert len(set(batch.response_positions.tolist())) == len(batch.labels_N) == len(batch.response_positions)
+
+
+@quick
+@given(examples=example_lists, max_length=max_lengths)
+def test_packed_rows_hold_each_example_once_and_positions_restart(examples, max_length):
+    batch = collate(examples, PAD, max_length, packed=True)
+    assert batch.attention_mask_RT is None
+    found = []
+    for ids, positions in zip(batch.input_ids_RT.tolist(), batch.position_ids_RT.tolist()):
+        starts = [t for t, position in enumerate(positions) if position == 0]
+        assert starts[0] == 0
+        for start, end in zip(starts, [*starts[1:], len(ids)]):
+            assert positions[start:end] == list(range(end - start))
+            found.append(ids[start:end])
+    real = sorted([*example.prompt_ids.tolist(), *example.response_ids.tolist()] for example in examples)
+    assert sorted(ids for ids in found if any(ids)) == real  # what is left are row ends of pads
+    longest = max(map(len, examples))
+    assert batch.input_ids_RT.shape[1] <= max(max_length, longest)
+
+
+@quick
+@given(examples=example_lists)
+def test_padded_rows_are_the_examples_in_order(examples):
+    batch = collate(examples, PAD, 10, packed=False)
+    assert batch.position_ids_RT is None
+    lengths = [len(example) for example in examples]
+    assert batch.input_ids_RT.shape == (len(examples), max(lengths))
+    assert batch.attention_mask_RT.sum(1).tolist() == lengths
+    for row, mask, example in zip(batch.input_ids_RT, batch.attention_mask_RT, examples):
+        ids = [*example.prompt_ids, *example.response_ids]
+        assert row.tolist() == ids + [PAD] * (max(lengths) - len(ids))
+        assert mask.tolist() == [1] * len(ids) + [0] * (max(lengths) - len(ids))
+
+
+def test_pads_inside_the_text_are_tokens():
+    """PAD may be the EOS: lengths say where an example ends, not the ids."""
+    batch = collate([Example([PAD, 5], [6, PAD]), Example([7], [PAD])], PAD, 6, packed=False)
+    assert sorted(batch.labels_N.tolist()) == [PAD, PAD, 6]
+    assert batch.attention_mask_RT.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+
+
+def test_a_response_without_a_prompt_starts_at_its_second_token():
+    for packed in (True, False):
+        batch = collate([Example([], [5, 6, 7])], PAD, 10, packed)
+        assert (batch.response_positions.tolist(), batch.labels_N.tolist()) == ([0, 1], [6, 7])
+
+
+def test_an_example_without_a_response_adds_no_loss():
+    for packed in (True, False):
+        batch = collate([Example([5, 6], []), Example([7], [8])], PAD, 10, packed)
+        assert predictions(batch) == [((7,), 8)]
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_an_empty_batch_keeps_the_rank_in_step(packed):
+    batch = collate([], PAD, 16, packed, rows_of_ranks=(4, 0))
+    assert batch.input_ids_RT.tolist() == [[PAD]]
+    assert batch.response_positions.tolist() == batch.labels_N.tolist() == []
+    assert batch.response_positions.dtype == batch.labels_N.dtype == torch.int64
+    assert (batch.tokens, batch.rows_of_ranks) == (0, (4, 0))
+    assert batch.position_ids_RT is not None if packed else batch.attention_mask_RT.tolist() == [[1]]
+
+
+def test_batches_move_whole():
+    batch = collate([Example([5], [6])], PAD, 16, packed=True, rows_of_ranks=(1,))
+    moved = batch.to(torch.device("meta"))
+    assert moved.input_ids_RT.device.type == moved.labels_N.device.type == moved.position_ids_RT.device.type == "meta"
+    assert moved.attention_mask_RT is None and (moved.tokens, moved.rows_of_ranks) == (2, (1,))
+
+
+# --- epoch plan ------------------------------------------------------------------------------------------------------
+
+
+def make_plan(count=37, batch_size=4, accumulation_steps=2, world_size=2, seed=3) -> EpochPlan:
+    draw = np.random.default_rng(count)
+    responses = draw.integers(1, 50, count)
+    return EpochPlan(responses + draw.integers(1, 50, count), responses, batch_size, accumulation_steps, world_size, seed)
+
+
+plans = st.builds(
+    make_plan,
+    count=st.integers(1, 60),
+    batch_size=st.integers(1, 5),
+    accumulation_steps=st.integers(1, 4),
+    world_size=st.integers(1, 4),
+    seed=st.integers(0, 2**40),
+)
+
+
+def order(plan: EpochPlan, epoch: int = 1) -> list[list[list[int]]]:
+    """The set of examples of each micro-step of each step."""
+    return [[sorted(i for rank in ranks for i in rank) for ranks in step.examples] for step in plan.steps(epoch)]
+
+
+@quick
+@given(plan=plans, epoch=st.integers(1, 5))
+def test_an_epoch_takes_each_example_once(plan, epoch):
+    steps = plan.steps(epoch)
+    taken = [i for step in steps for ranks in step.examples for rank in ranks for i in rank]
+    assert sorted(taken) == list(range(len(plan.lengths)))
+    assert len(steps) == len(plan) == -(-len(plan.lengths) // plan.examples_per_step)
+
+
+@quick
+@given(plan=plans)
+def test_only_the_last_step_is_short(plan):
+    sizes = [[[len(rank) for rank in ranks] for ranks in step.examples] for step in plan.steps(1)]
+    full = [[plan.batch_size] * plan.world_size] * plan.accumulation_steps
+    assert sizes[:-1] == [full] * (len(sizes) - 1)
+    for ranks in sizes[-1]:
+        assert len(ranks) == plan.world_size
+        assert max(ranks) - min(ranks) <= 1 and max(ranks) <= plan.batch_size
+    assert all(sum(ranks) for ranks in sizes[-1])
+    assert [sum(ranks) for ranks in sizes[-1][:-1]] == [plan.batch_size * plan.world_size] * (len(sizes[-1]) - 1)
+
+
+@quick
+@given(plan=plans)
+def test_tokens_are_the_response_tokens_of_each_rank(plan):
+    for step in plan.steps(2):
+        assert step.tokens == tuple(
+            tuple(sum(int(plan.responses[i]) for i in rank) for rank in ranks) for ranks in step.examples
+        )
+
+
+@quick
+@given(plan=plans, epoch=st.integers(1, 3), start=st.integers(0, 70))
+def test_a_restart_takes_the_rest_of_the_epoch(plan, epoch, start):
+    assert plan.steps(epoch, start) == plan.steps(epoch)[start:]
+
+
+@pytest.mark.parametrize("count", [37, 40, 8, 3])
+def test_ranks_share_the_micro_steps_of_one_process(count):
+    alone = make_plan(count, batch_size=8, accumulation_steps=2, world_size=1)
+    assert order(make_plan(count, batch_size=4, accumulation_steps=2, world_size=2)) == order(alone)
+    assert order(make_plan(count, batch_size=2, accumulation_steps=2, world_size=4)) == order(alone)
+
+
+@pytest.mark.parametrize("count", [37, 64])
+def test_accumulation_splits_the_steps_of_one_batch(count):
+    def of_steps(**shape):
+        return [sorted(i for micro_step in step for i in micro_step) for step in order(make_plan(count, **shape))]
+
+    whole = of_steps(batch_size=8, accumulation_steps=1, world_size=1)
+    assert of_steps(batch_size=2, accumulation_steps=4, world_size=1) == whole
+    assert of_steps(batch_size=2, accumulation_steps=2, world_size=2) == whole
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    plan = make_plan()
+    assert plan.steps(1) == make_plan().steps(1)
+    orders = [str(order(make_plan(seed=seed), epoch)) for seed in (0, 1) for epoch in (1, 2)]
+    assert len(set(orders)) == 4
+    assert plan.steps(2) == make_plan().steps(2)  # whatever was asked for before
+
+
+def test_ranks_get_nearly_equal_work():
+    plan = make_plan(count=512, batch_size=16, accumulation_steps=1, world_size=4)
+    for step in plan.steps(1):
+        work = [sum(int(plan.lengths[i]) for i in rank) for rank in step.examples[0]]
+        assert max(work) - min(work) <= plan.lengths.max()
