@@ -1,0 +1,50 @@
+"""The entry point under each launcher, on real arguments: plain python, torchrun, deepspeed; and what it refuses."""
+
+import json
+import sys
+
+import pytest
+from integration.launch import run, torchrun
+from transformers import AutoModelForCausalLM
+
+DEEPSPEED = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "1", "--master_port", "29731"]
+
+
+def flags(tiny, rows, out) -> list[str]:
+    return [
+        *("code/distillation.py", "--model-path", str(tiny / "student"), "--data-dir", str(rows)),
+        *("--save-dir", str(out), "--num-epochs", "2", "--batch-size", "6", "--log-interval", "2", "--lr", "2e-3"),
+        *("--max-length", "128", "--max-prompt-length", "64", "--eval-gen", "--max-new-tokens", "4"),
+    ]
+
+
+@pytest.mark.parametrize("launcher", [[sys.executable], torchrun(2), DEEPSPEED], ids=["python", "torchrun", "deepspeed"])
+def test_every_launcher_trains_and_saves(tiny, rows, tmp_path, launcher):
+    done = run([*launcher, *flags(tiny, rows, tmp_path / "run"), "--criterion", "cross_entropy", "--model-type", "x"])
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    (checkpoint,) = (tmp_path / "run").glob("epoch*_step*_loss*_rougel*")
+    AutoModelForCausalLM.from_pretrained(checkpoint)
+    log = (tmp_path / "run/train.log").read_text()
+    assert "without effect here: --model-type" in log
+    dev = [json.loads(line) for line in (tmp_path / "run/dev_metrics.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in dev] == [1, 2] and dev[1]["loss"] < dev[0]["loss"]
+
+
+REFUSED = {
+    "unknown objective": (["--kd-objective", "tody"], "--kd-objective tody: unknown objective; choose one of"),
+    "no teacher": (["--kd-objective", "todi"], "needs a teacher; pass --teacher-model-path"),
+    "no model": (["--model-path", "outputs/nothing"], "--model-path outputs/nothing: no such folder"),
+    "no data": (["--data-dir", "nowhere"], "--data-dir nowhere: no train.jsonl there"),
+    "no adapter": (["--peft", "lora", "--peft-path", "x"], "--peft-path x: no adapter_config.json there"),
+    "no DeepSpeed file": (["--deepspeed_config", "x.json"], "--deepspeed_config x.json: no such file"),
+    "typo": (["--kd-objektive", "todi"], "did you mean --kd-objective?"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_ends_early_with_one_clear_line(tiny, rows, tmp_path, case):
+    extra, message = REFUSED[case]
+    done = run([sys.executable, *flags(tiny, rows, tmp_path / "run"), *extra])
+    assert done.returncode == 2
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists(), "nothing is written before the input is known to be right"
