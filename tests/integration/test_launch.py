@@ -1,11 +1,15 @@
 """The entry point under each launcher, on real arguments: plain python, torchrun, deepspeed; and what it refuses."""
 
 import json
+import re
 import sys
 
 import pytest
-from integration.launch import run, torchrun
 from transformers import AutoModelForCausalLM
+
+from arguments import parse_train_arguments
+from distillation import check
+from integration.launch import run, torchrun
 
 DEEPSPEED = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "1", "--master_port", "29731"]
 
@@ -18,7 +22,9 @@ def flags(tiny, rows, out) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("launcher", [[sys.executable], torchrun(2), DEEPSPEED], ids=["python", "torchrun", "deepspeed"])
+@pytest.mark.parametrize(
+    "launcher", [[sys.executable], torchrun(2), DEEPSPEED], ids=["python", "torchrun", "deepspeed"]
+)
 def test_every_launcher_trains_and_saves(tiny, rows, tmp_path, launcher):
     done = run([*launcher, *flags(tiny, rows, tmp_path / "run"), "--criterion", "cross_entropy", "--model-type", "x"])
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
@@ -42,9 +48,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_bad_input_ends_early_with_one_clear_line(tiny, rows, tmp_path, case):
+def test_bad_input_is_refused_before_anything_is_loaded(tiny, rows, tmp_path, case):
     extra, message = REFUSED[case]
-    done = run([sys.executable, *flags(tiny, rows, tmp_path / "run"), *extra])
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
+        check(parse_train_arguments([*flags(tiny, rows, tmp_path / "run")[1:], *extra]))
+
+
+def test_bad_input_ends_with_one_clear_line(tiny, rows, tmp_path):
+    done = run([sys.executable, *flags(tiny, rows, tmp_path / "run"), "--kd-objective", "tody"])
     assert done.returncode == 2
-    assert message in done.stderr and "Traceback" not in done.stderr
+    assert "error: --kd-objective tody: unknown objective" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists(), "nothing is written before the input is known to be right"

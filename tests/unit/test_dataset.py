@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import make_rows, make_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -16,6 +15,7 @@ from arguments import DataArguments
 from data_utils import dataset
 from data_utils.dataset import Row, load_instruction_data, read_rows
 from data_utils.prompts import alpaca_prompt, cut_prompts, encode_pairs, encode_prompts
+from tiny import make_rows, make_tokenizer
 
 DOLLY = Path(__file__).resolve().parents[2] / "../shared/data/dolly"
 GOOD = {"instruction": "Add.", "output": "Three."}

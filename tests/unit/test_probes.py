@@ -1,0 +1,278 @@
+"""What the probes find out about tiny random models of many families: can they be packed, can they be cut."""
+
+from functools import cache
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    CohereConfig,
+    FalconConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    GraniteConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    Olmo2Config,
+    OPTConfig,
+    Phi3Config,
+    PhiConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from data_utils.batches import Example, collate
+from models.heads import LanguageModelHead, ModelLogits, find_head, unwrap_peft
+from models.probes import packing_is_exact, split
+
+VOCAB = 97
+IDS = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1}
+LAYERS = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, **IDS}
+SIZES = LAYERS | {"intermediate_size": 64, "max_position_embeddings": 128, "initializer_range": 0.3}
+GROUPED = SIZES | {"num_key_value_heads": 2}
+GPT2_SIZES = {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.3, **IDS}
+
+# Windows are shorter than the examples: a wrong mask shows.
+PACKABLE = {
+    "gpt2": lambda: GPT2Config(**GPT2_SIZES),
+    "llama": lambda: LlamaConfig(**GROUPED),
+    "mistral": lambda: MistralConfig(**GROUPED, sliding_window=4),
+    "qwen2": lambda: Qwen2Config(**GROUPED),
+    "qwen3": lambda: Qwen3Config(**GROUPED, head_dim=8),
+    "olmo2": lambda: Olmo2Config(**GROUPED),
+    "gemma2": lambda: Gemma2Config(**GROUPED, head_dim=8, sliding_window=4, final_logit_softcapping=3.0),
+    "gemma3": lambda: Gemma3TextConfig(**GROUPED, head_dim=8, sliding_window=4),
+    "phi3": lambda: Phi3Config(**GROUPED),
+    "gpt_neox": lambda: GPTNeoXConfig(**SIZES),
+    "phi": lambda: PhiConfig(**GROUPED),
+    "granite": lambda: GraniteConfig(**GROUPED, logits_scaling=3.0),
+    "cohere": lambda: CohereConfig(**GROUPED, logit_scale=0.3),
+}
+# Positions counted from the mask, and ALiBi, do not see where one example of a row ends.
+NOT_PACKABLE = {
+    "opt": lambda: OPTConfig(**LAYERS, ffn_dim=64, word_embed_proj_dim=32, max_position_embeddings=128, init_std=0.3),
+    "bloom": lambda: BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.3, **IDS),
+    "falcon": lambda: FalconConfig(**LAYERS, initializer_range=0.3),
+}
+CONFIGS = PACKABLE | NOT_PACKABLE
+# The families with both attention implementations; the others have eager alone.
+ATTENTION = [(name, "eager") for name in CONFIGS] + [(n, "sdpa") for n in CONFIGS if n not in ("gemma2", "bloom")]
+every_attention = pytest.mark.parametrize("attention", ["sdpa", "eager"])
+every_model = pytest.mark.parametrize("name, attention", ATTENTION)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def build(name, attention="eager"):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(CONFIGS[name](), attn_implementation=attention).eval()
+
+
+model_of = cache(build)
+
+
+def build_lora(*targets, **config):
+    torch.manual_seed(0)
+    return get_peft_model(build("llama"), LoraConfig(target_modules=list(targets), init_lora_weights=False, **config))
+
+
+# Packing
+
+
+@every_model
+def test_packing_is_found_exact_or_not(name, attention):
+    assert packing_is_exact(model_of(name, attention)) == (name in PACKABLE)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "gemma3", "gpt_neox", "opt"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_rounding_does_not_decide(name, dtype):
+    model = build(name).to(dtype)
+    assert packing_is_exact(model) == (name in PACKABLE)
+    assert type(split(model).head) is LanguageModelHead
+
+
+def test_dropout_does_not_decide_and_the_mode_is_kept():
+    model = build("gpt2").train()
+    assert model.config.resid_pdrop > 0
+    assert packing_is_exact(model) and type(split(model).head) is LanguageModelHead
+    assert model.training
+    model.eval()
+    assert packing_is_exact(model) and not model.training
+
+
+def test_a_lora_model_can_be_packed():
+    assert packing_is_exact(build_lora("q_proj", "v_proj"))
+
+
+def test_probing_leaves_the_random_numbers_alone():
+    model = model_of("llama")
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    packing_is_exact(model), split(model)
+    assert torch.rand(3).tolist() == expected.tolist()
+
+
+class WithoutPositions(LlamaForCausalLM):
+    """A forward that does not know `position_ids`."""
+
+    def forward(self, input_ids, attention_mask=None, use_cache=None):
+        return super().forward(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache)
+
+
+def test_a_forward_without_position_ids_is_not_packed():
+    torch.manual_seed(0)
+    assert not packing_is_exact(WithoutPositions(PACKABLE["llama"]()))
+
+
+# Hidden states, however the examples are laid out
+
+
+def examples():
+    """Every response token is another id, so that a label says which position it belongs to. One has no response."""
+    lengths = [(5, 4), (3, 9), (11, 2), (1, 6), (4, 0), (2, 1), (0, 5), (7, 7)]
+    ids = iter(torch.randperm(VOCAB, generator=torch.Generator().manual_seed(0)).tolist())
+    responses = [[next(ids) for _ in range(response)] for _, response in lengths]
+    draw = torch.Generator().manual_seed(1)
+    prompts = [torch.randint(VOCAB, (prompt,), generator=draw).tolist() for prompt, _ in lengths]
+    return [Example(prompt, response) for prompt, response in zip(prompts, responses)]
+
+
+def rows_by_label(values_ND, labels_N):
+    return values_ND[labels_N.argsort()], labels_N.sort().values
+
+
+@torch.no_grad()
+def one_at_a_time(name, attention):
+    """Hidden states and logits of the positions that predict a response token, and those tokens, one example a call."""
+    model = model_of(name, attention)
+    hidden, logits, labels = [], [], []
+    for example in examples():
+        first = max(1, len(example.prompt_ids))
+        input_ids = torch.tensor([[*example.prompt_ids, *example.response_ids]])
+        hidden.append(model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[0, first - 1 : -1])
+        logits.append(model(input_ids=input_ids, use_cache=False).logits[0, first - 1 : -1])
+        labels.append(input_ids[0, first:])
+    return torch.cat(hidden), torch.cat(logits), torch.cat(labels)
+
+
+LAYOUTS = {"one row": (True, 1000), "several rows": (True, 30), "a row each": (True, 1), "padded": (False, 1000)}
+
+
+@pytest.mark.parametrize("name, attention", [pair for pair in ATTENTION if pair[0] in PACKABLE])
+def test_every_layout_gives_the_same_hidden_states(name, attention):
+    model = split(model_of(name, attention))
+    hidden_ND, logits_NV, labels_N = one_at_a_time(name, attention)
+    expected_ND, expected_N = rows_by_label(hidden_ND, labels_N)
+    expected_NV, _ = rows_by_label(logits_NV, labels_N)
+    for layout, (packed, max_length) in LAYOUTS.items():
+        batch = collate(examples(), 0, max_length, packed)
+        with torch.no_grad():
+            actual_ND, actual_N = rows_by_label(model.hidden_states(batch), batch.labels_N)
+            logits = model.head.finish(model.head.project(actual_ND))
+        assert actual_N.tolist() == expected_N.tolist(), layout
+        torch.testing.assert_close(actual_ND, expected_ND, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(logits, expected_NV, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", NOT_PACKABLE)
+def test_padding_serves_the_others(name):
+    hidden_ND, _, labels_N = one_at_a_time(name, "eager")
+    batch = collate(examples(), 0, 1000, packed=False)
+    with torch.no_grad():
+        actual = rows_by_label(split(model_of(name)).hidden_states(batch), batch.labels_N)
+    for one, other in zip(actual, rows_by_label(hidden_ND, labels_N)):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+# Heads
+
+
+@every_model
+def test_the_head_of_every_family_is_found(name, attention):
+    model = split(model_of(name, attention))
+    assert type(model.head) is LanguageModelHead
+    assert model.head.vocabulary_size == VOCAB
+    assert model.head.linear is model_of(name, attention).get_output_embeddings()
+
+
+@pytest.mark.parametrize(
+    "name, scale, softcap",
+    [("llama", 1.0, None), ("gemma2", 1.0, 3.0), ("granite", 1 / 3, None), ("cohere", 0.3, None)],
+)
+def test_quirks_of_heads(name, scale, softcap):
+    head = find_head(model_of(name))
+    assert head.scale == pytest.approx(scale) and head.softcap == softcap
+
+
+def test_the_head_is_cut_to_the_shared_ids():
+    model = model_of("llama")
+    batch = collate(examples()[:2], 0, 100, packed=True)
+    with torch.no_grad():
+        whole, cut = (split(model, size) for size in (None, 80))
+        hidden_ND = cut.hidden_states(batch)
+        logits_NV, whole_NV = (one.head.finish(one.head.project(hidden_ND)) for one in (cut, whole))
+    assert logits_NV.shape[1] == 80
+    torch.testing.assert_close(logits_NV, whole_NV[:, :80])
+
+
+def test_lora_beside_the_head_leaves_it_a_plain_layer():
+    model = build_lora("q_proj", "down_proj")
+    head = split(model).head
+    assert type(head) is LanguageModelHead and head.linear is unwrap_peft(model).lm_head
+
+
+class ScaledLogits(LlamaForCausalLM):
+    """A head with a step that no config key tells."""
+
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        output.logits = 1.1 * output.logits
+        return output
+
+
+def scaled_logits():
+    torch.manual_seed(0)
+    return ScaledLogits(PACKABLE["llama"]()).eval()
+
+
+UNUSUAL = {
+    "LoRA on the head": lambda: build_lora("lm_head", "q_proj"),
+    "a copy of the head": lambda: build_lora("q_proj", modules_to_save=["lm_head"]),
+    "a step of its own": scaled_logits,
+}
+
+
+@pytest.mark.parametrize("packed, max_length", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("size", [None, 80])
+@pytest.mark.parametrize("unusual", UNUSUAL)
+def test_an_unusual_head_falls_back_to_the_models_own_logits(unusual, size, packed, max_length):
+    model = UNUSUAL[unusual]().eval()
+    cut = split(model, size)
+    assert type(cut.head) is ModelLogits
+    batch = collate(examples(), 0, max_length, packed)
+    with torch.no_grad():
+        actual_NV = cut.head.finish(cut.head.project(cut.hidden_states(batch)))
+        inputs = {"attention_mask": batch.attention_mask_RT, "position_ids": batch.position_ids_RT, "use_cache": False}
+        expected_RTV = model(input_ids=batch.input_ids_RT, **inputs).logits
+    assert actual_NV.shape == (len(batch.labels_N), size or VOCAB)
+    expected_NV = expected_RTV.flatten(0, 1)[batch.response_positions, :size]
+    torch.testing.assert_close(actual_NV, expected_NV, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("nothing", [[], [Example([5, 6], [])]], ids=["no example", "no response"])
+def test_own_logits_of_no_positions(nothing):
+    model = split(scaled_logits())
+    assert model.hidden_states(collate(nothing, 0, 10, packed=True)).shape == (0, VOCAB)
