@@ -6,6 +6,7 @@ set -euo pipefail
 
 DATA_DIRS=${DATA_DIRS:-data/sample}
 SEEDS=${SEEDS:-10}
+DO_SAMPLE=${DO_SAMPLE:-0} # greedy: sampling adds noise of the size of the differences to 300 short answers
 EVAL_NUM=${EVAL_NUM:--1}
 MAX_LENGTH=${MAX_LENGTH:-192}
 MAX_PROMPT_LENGTH=${MAX_PROMPT_LENGTH:-128}

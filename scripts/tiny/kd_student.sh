@@ -10,8 +10,8 @@ set -euo pipefail
 
 # objective
 KD_OBJ=${KD_OBJ:-todi} # cross_entropy fkl rkl js tvd sfkl srkl akl abkd todi adakd, or adakd+BASE
-KD_RATE=${KD_RATE:-0.9} # weight of the divergence; 1 - KD_RATE is cross-entropy's
-KD_TEMP=${KD_TEMP:-2.0}
+KD_RATE=${KD_RATE:-0.8} # weight of the divergence; 1 - KD_RATE is cross-entropy's
+KD_TEMP=${KD_TEMP:-1.0}
 # model
 CKPT_TYPE=${CKPT_TYPE:-tiny}
 CKPT_NAME=${CKPT_NAME:-student}
@@ -20,15 +20,18 @@ TEACHER_MODEL_NAME=${TEACHER_MODEL_NAME:-teacher}
 TEACHER_MODEL_PATH=${TEACHER_MODEL_PATH:-outputs/tiny/teacher/sft} # a run folder or a checkpoint
 # data: train.jsonl, dev.jsonl and valid.jsonl
 DATA_DIR=${DATA_DIR:-data/sample}
-TRAIN_NUM=${TRAIN_NUM:-1000} # rows; soft targets help most where the student sees few
+TRAIN_NUM=${TRAIN_NUM:-600} # rows; soft targets help most where the student sees few
 MAX_LENGTH=${MAX_LENGTH:-192}
 MAX_PROMPT_LENGTH=${MAX_PROMPT_LENGTH:-128}
 # hyper-parameters
-BATCH_SIZE=${BATCH_SIZE:-32}
+BATCH_SIZE=${BATCH_SIZE:-16}
 GRAD_ACC=${GRAD_ACC:-1}
 EVAL_BATCH_SIZE=${EVAL_BATCH_SIZE:-64}
-EPOCH=${EPOCH:-8}
-LR=${LR:-0.003}
+EPOCH=${EPOCH:-24}
+SAVE_INTERVAL=${SAVE_INTERVAL:-24} # only the last epoch counts: dev NLL rises long before the answers get worse
+EVAL_INTERVAL=${EVAL_INTERVAL:-24}
+LR=${LR:-0.005}
+WARMUP_RATIO=${WARMUP_RATIO:-0.05}
 # runtime: one process on the CPU
 GPUS=${GPUS:-0}
 PRECISION=${PRECISION:-fp32}

@@ -14,15 +14,18 @@ CKPT_NAME=${CKPT_NAME:-student}
 CKPT_PATH=${CKPT_PATH:-model_hub/tiny/student-init} # random weights and a tokenizer
 # data: train.jsonl, dev.jsonl and valid.jsonl
 DATA_DIR=${DATA_DIR:-data/sample}
-TRAIN_NUM=${TRAIN_NUM:-1000} # rows; soft targets help most where the student sees few
+TRAIN_NUM=${TRAIN_NUM:-600} # rows; soft targets help most where the student sees few
 MAX_LENGTH=${MAX_LENGTH:-192}
 MAX_PROMPT_LENGTH=${MAX_PROMPT_LENGTH:-128}
 # hyper-parameters
-BATCH_SIZE=${BATCH_SIZE:-32}
+BATCH_SIZE=${BATCH_SIZE:-16}
 GRAD_ACC=${GRAD_ACC:-1}
 EVAL_BATCH_SIZE=${EVAL_BATCH_SIZE:-64}
-EPOCH=${EPOCH:-8}
-LR=${LR:-0.003}
+EPOCH=${EPOCH:-24}
+SAVE_INTERVAL=${SAVE_INTERVAL:-24} # only the last epoch counts: dev NLL rises long before the answers get worse
+EVAL_INTERVAL=${EVAL_INTERVAL:-24}
+LR=${LR:-0.005}
+WARMUP_RATIO=${WARMUP_RATIO:-0.05}
 # runtime: one process on the CPU
 GPUS=${GPUS:-0}
 PRECISION=${PRECISION:-fp32}

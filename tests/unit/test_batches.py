@@ -168,7 +168,8 @@ def test_batches_move_whole():
 def make_plan(count=37, batch_size=4, accumulation_steps=2, world_size=2, seed=3) -> EpochPlan:
     draw = np.random.default_rng(count)
     responses = draw.integers(1, 50, count)
-    return EpochPlan(responses + draw.integers(1, 50, count), responses, batch_size, accumulation_steps, world_size, seed)
+    lengths = responses + draw.integers(1, 50, count)
+    return EpochPlan(lengths, responses, batch_size, accumulation_steps, world_size, seed)
 
 
 plans = st.builds(

@@ -334,9 +334,7 @@ def test_examples_are_the_rows_in_order(train_file, tokenizer, args):
 
 
 def test_training_uses_the_first_of_several_outputs(tmp_path, tokenizer, args):
-    data = load_instruction_data(
-        write(tmp_path / "train.jsonl", {**GOOD, "output": ["red", "blue"]}), tokenizer, args
-    )
+    data = load_instruction_data(write(tmp_path / "train.jsonl", {**GOOD, "output": ["red", "blue"]}), tokenizer, args)
     assert tokenizer.decode(data[0].response_ids) == "red<eos>"
 
 

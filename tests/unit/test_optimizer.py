@@ -1,5 +1,6 @@
 """Learning-rate schedules at their corners, and what the optimiser decays and leaves alone."""
 
+import itertools
 import math
 
 import pytest
@@ -92,7 +93,7 @@ def test_schedules_stay_between_their_ends(style, total, warmup, floor):
     found = factors(total, lr=1e-3, lr_min=floor * 1e-3, lr_decay_style=style, warmup_iters=warmup)
     assert all(0 <= factor <= 1 + 1e-9 for factor in found)
     falling = found[warmup:]
-    assert all(later <= sooner + 1e-9 for sooner, later in zip(falling, falling[1:]))
+    assert all(later <= sooner + 1e-9 for sooner, later in itertools.pairwise(falling))
     if style in ("linear", "cosine"):
         assert all(factor >= floor - 1e-9 for factor in falling)
 
