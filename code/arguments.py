@@ -158,6 +158,13 @@ class KDArguments:
     def __post_init__(self):
         _in_range(self, 0, 1, "kd_rate", "js_beta", "skew_lambda", "adaptive_kl_alpha", "adakd_warmup_ratio")
         _require(0 < self.js_beta < 1, "js_beta", self.js_beta, "pass a number between 0 and 1; at the ends js is 0")
+        _require(self.skew_lambda < 1, "skew_lambda", self.skew_lambda, "pass less than 1; at 1 sfkl and srkl are 0")
+        _require(
+            self.ab_alpha + self.ab_beta >= 0,
+            "ab_beta",
+            self.ab_beta,
+            "pass at least minus --ab-alpha; below, abkd diverges",
+        )
         _in_range(self, 0, 1, "adakd_beta", "adakd_delta")
         _positive(self, "kd_temperature", "adakd_tau_base", "adakd_ratio", "adakd_ratio_min", "loss_chunk_mb")
         _in_range(self, 0, 1, "adakd_ratio", "adakd_ratio_min")

@@ -17,7 +17,7 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 from arguments import KDArguments
-from criterions.base import Criterion, StepPlan, build_criterion, log_probabilities, register
+from criterions.base import Criterion, StepPlan, build_criterion, log_probabilities, objective_names, register
 from criterions.fused import LossSums, ResponseRows
 
 TINY = 1e-12  # keeps log(s / median) finite where a position, or the median, has no difficulty at all
@@ -40,9 +40,10 @@ class AdaKD(Criterion):
 
     def __init__(self, args: KDArguments):
         super().__init__(args)
+        bases = [name for name in objective_names() if name != "adakd"]
+        if args.adakd_base not in bases:
+            raise ValueError(f"--adakd-base {args.adakd_base}: adakd wraps one of {', '.join(bases)}")
         self.base = build_criterion(args.adakd_base, args)
-        if isinstance(self.base, AdaKD):
-            raise ValueError("--adakd-base adakd: adakd cannot wrap itself; name another objective")
         self.ratio = 1.0 if args.adakd_latf == "off" else args.adakd_ratio
         self.average: float | None = None  # L_t
         self.reference: float | None = None  # L_ref
@@ -63,6 +64,8 @@ class AdaKD(Criterion):
     @torch.no_grad()
     def difficulty(self, student_logits_NV, teacher_logits_NV, labels_N=None):
         """s_N: the Hellinger distance of teacher and student at tau_base, in [0, 1] (Eq. 3), or --adakd-difficulty."""
+        if self._measure is not None and not self._measure.needs_teacher:  # cross-entropy is at temperature 1
+            return self._measure.token_loss(student_logits_NV, teacher_logits_NV, labels_N)
         student_logits_NV = student_logits_NV / self.args.adakd_tau_base
         teacher_logits_NV = teacher_logits_NV / self.args.adakd_tau_base
         if self._measure is not None:
@@ -102,8 +105,8 @@ class AdaKD(Criterion):
             kd_selected=selected_N,
         )
         self._sums += torch.stack([sums.kd / per_selected, kd_N.sum()])
-        if plan.selected_N.any():
-            levels = torch.tensor([0.05, 0.5, 0.95], device=temperature_N.device)
+        if len(everyones_difficulty):
+            levels = temperature_N.new_tensor([0.05, 0.5, 0.95])
             self._quantiles = plan.temperature_N[plan.selected_N].quantile(levels)
         return sums._replace(ce=ce_N.sum())
 

@@ -109,12 +109,12 @@ def build_criterion(name: str, args: KDArguments) -> Criterion:
 
     Raises ValueError naming the flag and the known names for any other name.
     """
-    wrapper, _, base = name.partition("+")
+    wrapper, plus, base = name.partition("+")
     known = ", ".join(objective_names())
     if wrapper not in _REGISTRY:
         raise ValueError(f"--kd-objective {name}: unknown objective; choose one of {known}")
     criterion = _REGISTRY[wrapper]
-    if not base:
+    if not plus:
         return criterion(args)
     if not hasattr(criterion, "around"):
         raise ValueError(f"--kd-objective {name}: {wrapper} does not wrap another objective; drop '+{base}'")

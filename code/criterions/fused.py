@@ -81,7 +81,10 @@ class ResponseRows:
         outside `kd_selected` are not visited and `LossSums.ce` is of the visited only.
         """
         walk = _Walk(self, criterion, ce_weight, kd_weight, temperature, kd_scale, kd_selected)
-        loss, ce, kd = _ChunkedLoss.apply(self.hidden_ND, *self.head.parameters(), walk)
+        inputs = (self.hidden_ND, *self.head.parameters())
+        if not torch.is_grad_enabled():  # an autograd function sees only what its inputs could need
+            inputs = tuple(x if x is None else x.detach() for x in inputs)
+        loss, ce, kd = _ChunkedLoss.apply(*inputs, walk)
         return LossSums(loss, ce, kd)
 
     @torch.no_grad()
@@ -173,7 +176,9 @@ class _ChunkedLoss(torch.autograd.Function):
             (grad_raw_CV,) = torch.autograd.grad(chunk.loss, raw_CV)
             del chunk
             if needs_hidden:
-                grad_hidden_ND[rows] = head.project_backward(grad_raw_CV)
+                grad_hidden_CD = head.project_backward(grad_raw_CV)
+                # A model's own logits: the ids beyond the shared ones keep their zero.
+                grad_hidden_ND[rows, : grad_hidden_CD.shape[1]] = grad_hidden_CD
             if needs_weight:
                 head.accumulate_weight_gradient(grad_weight_VD, grad_raw_CV, hidden_CD)
             if needs_bias:

@@ -7,9 +7,12 @@ from transformers import PreTrainedModel
 from data_utils.batches import Batch, Example, collate
 from models.heads import ModelLogits, SplitModel, find_head, unwrap_peft
 
-# Largest difference of two logits, in units of their spread, that rounding explains. A model that ignores the borders
-# of packed examples, or a head with a step of its own, is wrong by the order of the spread itself.
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+# Root mean square difference of logits, in units of their spread, that rounding explains. The same hidden states go
+# through both heads, so that hardly anything is rounded differently there; packed and single rows take different
+# kernels in every layer (SmolLM2-135M, sdpa: 0.045 in bf16, 0.007 in fp16). A model that ignores the borders of packed
+# examples is wrong by 0.2 and more.
+HEAD_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.bfloat16: 0.03, torch.float16: 0.005}
+PACKING_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 0.12, torch.float16: 0.05}
 
 
 def split(model: PreTrainedModel, vocabulary_size: int | None = None) -> SplitModel:
@@ -34,7 +37,7 @@ def head_is_exact(model: SplitModel) -> bool:
         batch = collate(_examples(model.model), 0, max_length=1, packed=False).to(model.model.device)
         own_NV = _own_logits(model.model, batch)
         split_NV = model.head.finish(model.head.project(model.hidden_states(batch)))
-    return own_NV.shape == split_NV.shape and _agree(own_NV, split_NV, model.model.dtype)
+    return own_NV.shape == split_NV.shape and _distance(own_NV, split_NV) <= HEAD_TOLERANCE[model.model.dtype]
 
 
 @torch.no_grad()
@@ -48,7 +51,7 @@ def packing_is_exact(model: PreTrainedModel) -> bool:
         except TypeError:  # a forward without `position_ids`
             return False
         alone_NV = torch.cat([_own_logits(model, collate([e], 0, 1, packed=False).to(model.device)) for e in examples])
-    return _agree(packed_NV, alone_NV, model.dtype)
+    return _distance(packed_NV, alone_NV) <= PACKING_TOLERANCE[model.dtype]
 
 
 def _examples(model: PreTrainedModel) -> list[Example]:
@@ -78,9 +81,9 @@ def _own_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
     return logits_RTV.flatten(0, 1)[batch.response_positions].float()
 
 
-def _agree(first_NV: Tensor, second_NV: Tensor, dtype: torch.dtype) -> bool:
-    spread = first_NV.std().clamp_min(1e-6)
-    return bool((first_NV - second_NV.to(first_NV.dtype)).abs().max() <= TOLERANCE[dtype] * spread)
+def _distance(first_NV: Tensor, second_NV: Tensor) -> float:
+    difference_NV = first_NV - second_NV.to(first_NV.dtype)
+    return (difference_NV.square().mean().sqrt() / first_NV.std().clamp_min(1e-6)).item()
 
 
 class _evaluating:

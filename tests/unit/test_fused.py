@@ -526,7 +526,36 @@ def test_adakd_around_every_objective(base):
 @pytest.mark.parametrize("kd_rate", [1.0, 0.4])
 def test_adakd_over_micro_batches(kd_rate, packed):
     """The positions are ranked in each micro-step, and the mean is over all that the optimiser step selected."""
-    compare_adakd(micro_batches=(EXAMPLES, MORE_EXAMPLES), kd_rate=kd_rate, packed=packed, base="todi")
+    # 7 of 24 and 3 of 13, not 11 of 37.
+    compare_adakd(micro_batches=(EXAMPLES, MORE_EXAMPLES), kd_rate=kd_rate, packed=packed, ratio=0.3)
+
+
+def test_adakd_ranks_the_positions_of_all_ranks(monkeypatch):
+    """Two ranks in turn: the first round collects what each would send, the second one trains with it."""
+    of_ranks = (MORE_EXAMPLES, EXAMPLES)
+    counts = tuple(map(tokens_of, of_ranks))
+    switches = {"adakd_ratio": 0.5, "adakd_latf": "fixed"}
+    distiller = distiller_of(split_student("untied"), "adakd", 7, kd_rate=0.4, **switches)
+    distiller.criterion.start_step(StepPlan(tokens=(sum(counts),)))
+    sent = {}
+
+    def forward(rank):
+        def all_gather(outputs, scores):
+            sent[rank] = scores.clone()
+            for of_rank, output in enumerate(outputs):
+                output.copy_(sent.get(of_rank, scores))
+
+        monkeypatch.setattr(torch.distributed, "all_gather", all_gather)
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+        batch = collate(of_ranks[rank], 0, MAX_LENGTH, packed=True, rows_of_ranks=counts)
+        return distiller(batch, live_teacher().states(batch))
+
+    forward(0), forward(1)
+    both = [forward(0), forward(1)]
+    sum(sums.loss for sums in both).backward()
+    actual = [*(sum(values).detach() for values in zip(*both)), gradients(distiller.student)]
+    *expected, _, _ = dense_adakd("untied", [[*MORE_EXAMPLES, *EXAMPLES]], kd_rate=0.4, ratio=0.5, base="rkl")
+    assert_same(actual, expected)
 
 
 def test_adakd_logs_the_temperatures_of_the_selected():

@@ -37,8 +37,9 @@ def test_tokens_that_only_the_teacher_has_end_the_shared_ids():
     assert shared(tokenizer(WORDS), tokenizer([*WORDS, "river", "hill"]), 16, 16) == 7
 
 
-def test_tokens_beyond_the_smaller_head_do_not_matter():
-    teacher = tokenizer([*WORDS, "river", "hill"])
+@pytest.mark.parametrize("extra_id", [7, 8])
+def test_tokens_beyond_the_smaller_head_do_not_matter(extra_id):
+    teacher = tokenizer({token: i for i, token in enumerate(WORDS)} | {"river": extra_id})
     assert shared(tokenizer(WORDS), teacher, 7, 9) == 7
 
 
