@@ -9,7 +9,7 @@ silence would change a run, and any other unknown flag, are refused with the rem
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal, NamedTuple
 
 from transformers import HfArgumentParser
@@ -88,7 +88,10 @@ class ModelArguments:
     def __post_init__(self):
         _positive(self, "peft_lora_r", "peft_lora_alpha")
         _in_range(self, 0, 1, "peft_lora_dropout")
-        _require(self.peft_path is None or self.peft == "lora", "peft_path", self.peft_path, "add --peft lora")
+        for field_ in fields(self):
+            value = getattr(self, field_.name)
+            if field_.name.startswith("peft_") and value != field_.default:
+                _require(self.peft == "lora", field_.name, value, "add --peft lora, or all weights are trained")
 
 
 @dataclass(frozen=True)
@@ -240,7 +243,9 @@ class TrainArguments:
     seed: int = field(default=10, metadata={"help": "Decides initialisation, dropout and the order of the data."})
     save_dir: str = field(default="outputs/run", metadata={"help": "Checkpoints and logs go here."})
     save_interval: int = field(default=1, metadata={"help": "Epochs between checkpoints."})
-    eval_interval: int = field(default=1, metadata={"help": "Epochs between dev evaluations."})
+    eval_interval: int = field(
+        default=1, metadata={"help": "Epochs between dev evaluations; a checkpoint is always evaluated."}
+    )
     log_interval: int = field(default=10, metadata={"help": "Steps between log lines."})
     keep_best_n_checkpoints: int = field(default=1, metadata={"help": "Checkpoints that stay; -1: all."})
     eval_gen: bool = field(default=False, metadata={"help": "Also generate for dev; ROUGE-L then ranks checkpoints."})
@@ -375,13 +380,14 @@ def _parse(argv: Sequence[str], groups: Sequence[type], program: str) -> list:
 
 def _ignored_flags(unknown: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
     ignored: list[str] = []
-    takes_value = False
+    flag = None
     for word in unknown:
+        if (flag == "--deepspeed" and not word.startswith("--")) or word.startswith("--deepspeed="):
+            raise ValueError(f"--deepspeed {word}: takes no value; pass the file with --deepspeed_config")
         if not word.startswith("--"):
-            if not takes_value:
+            if flag is None:
                 raise ValueError(f"{word!r}: a value without a flag; quote values that contain spaces")
             continue
-        takes_value = True
         flag = word.split("=")[0]
         name = flag[2:].replace("_", "-")
         if name in REPLACED_FLAGS:

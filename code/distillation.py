@@ -12,12 +12,12 @@ import json
 import logging
 import os
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from torch import distributed as dist
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from arguments import DataArguments, TrainArguments, TrainConfig, parse_train_arguments
 from criterions import Criterion, build_criterion
@@ -41,6 +41,16 @@ from training.metrics import Metrics, build_logger
 
 
 def main(argv: list[str]) -> None:
+    try:
+        trainer = prepare(argv)
+    except (ValueError, OSError) as error:  # what a user can get wrong; a failure in training keeps its traceback
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    trainer.run()
+
+
+def prepare(argv: list[str]) -> Trainer:
+    """Checks, loads and builds everything. Raises ValueError, OSError with the flag and the remedy."""
     config = parse_train_arguments(argv)
     criterion, settings = check(config)
     device = init_distributed()
@@ -52,7 +62,7 @@ def main(argv: list[str]) -> None:
     tokenizer = load_tokenizer(config.model.model_path, config.model.trust_remote_code)
     train, dev = load_data(config.data, tokenizer)
     seed_everything(config.train.seed)
-    distiller, teacher, packed = load_models(config, criterion, tokenizer, settings, device, logger)
+    distiller, teacher, layout = load_models(config, criterion, tokenizer, settings, device, logger)
     check_token_ids(config, train, dev, distiller)
 
     plan = epoch_plan(train, config.train)
@@ -61,18 +71,18 @@ def main(argv: list[str]) -> None:
     seed_everything(config.train.seed + 1 + dist.get_rank())
     logger.info("%d examples, %d steps an epoch, %d steps in all", len(train), len(plan), steps)
     dev_rows = read_rows(Path(config.data.data_dir) / "dev.jsonl", config.data.dev_num) if dev else []
-    Trainer(
+    return Trainer(
         engine=engine,
         teacher=teacher,
         tokenizer=tokenizer,
-        data=Data(train, dev, dev_rows, packed),
+        data=Data(train, dev, dev_rows, packed=layout != "padded", one_row=layout == "packed into one row"),
         plan=plan,
         data_args=config.data,
         args=config.train,
         generation=config.generation,
         metrics=Metrics(save_dir / "metrics.jsonl", device, is_main_process()),
         logger=logger,
-    ).run()
+    )
 
 
 def check(config: TrainConfig) -> tuple[Criterion, dict]:
@@ -94,6 +104,10 @@ def check(config: TrainConfig) -> tuple[Criterion, dict]:
     train_file = Path(config.data.data_dir) / "train.jsonl"
     if not train_file.is_file():
         raise FileNotFoundError(f"--data-dir {config.data.data_dir}: no train.jsonl there; see data/README.md")
+    if config.train.eval_gen and not train_file.with_name("dev.jsonl").is_file():
+        raise FileNotFoundError(
+            f"--eval-gen: no dev.jsonl in --data-dir {config.data.data_dir}; add one, or drop the flag"
+        )
     return criterion, settings
 
 
@@ -115,9 +129,10 @@ def load_data(
     args: DataArguments, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[InstructionDataset, InstructionDataset | None]:
     """train and, where there is one, dev. The first process of each node tokenises, the others read its cache."""
-    first = int(os.environ["LOCAL_RANK"]) == 0
+    first = int(os.environ.get("LOCAL_RANK", "0")) == 0
     if not first:
         dist.barrier()
+        args = replace(args, force_process=False)
     folder = Path(args.data_dir)
     train = load_instruction_data(folder / "train.jsonl", tokenizer, args, args.train_num)
     has_dev = (folder / "dev.jsonl").is_file()
@@ -134,8 +149,8 @@ def load_models(
     settings: dict,
     device: torch.device,
     logger: logging.Logger,
-) -> tuple[Distiller, LiveTeacher | None, bool]:
-    """The distiller, the teacher if the objective needs one, and whether batches can be packed."""
+) -> tuple[Distiller, LiveTeacher | None, str]:
+    """The distiller, the teacher if the objective needs one, and how examples are laid out in a batch."""
     dtype = training_dtype(settings)
     student = load_student(config.model, dtype).to(device)
     models, vocabulary_size = [student], None
@@ -152,14 +167,23 @@ def load_models(
             teacher_model.get_output_embeddings().weight.shape[0],
         )
     splits = [split(model, vocabulary_size) for model in models]
-    packed = config.data.packing and all(map(packing_is_exact, models))
+    layout = batch_layout(models) if config.data.packing else "padded"
     for name, part in zip(("student", "teacher"), splits):
         trainable = sum(p.numel() for p in part.model.parameters() if p.requires_grad)
         total = sum(p.numel() for p in part.model.parameters())
         logger.info("%s: %s parameters, %s trainable, head %s", name, f"{total:,}", f"{trainable:,}", part.head.kind)
-    logger.info("vocabulary %d, batches %s", splits[0].head.vocabulary_size, "packed" if packed else "padded")
+    logger.info("vocabulary %d, batches %s", splits[0].head.vocabulary_size, layout)
     teacher = LiveTeacher(splits[1]) if criterion.needs_teacher else None
-    return Distiller(splits[0], criterion, config.kd.loss_chunk_mb), teacher, packed
+    return Distiller(splits[0], criterion, config.kd.loss_chunk_mb), teacher, layout
+
+
+def batch_layout(models: list[PreTrainedModel]) -> str:
+    """The best layout in which every model tells the examples of a row apart."""
+    if all(packing_is_exact(model) for model in models):
+        return "packed"
+    if all(packing_is_exact(model, one_row=True) for model in models):
+        return "packed into one row"
+    return "padded"
 
 
 def check_token_ids(
@@ -189,9 +213,6 @@ def epoch_plan(train: InstructionDataset, args: TrainArguments) -> EpochPlan:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

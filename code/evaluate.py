@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from torch import distributed as dist
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from arguments import EvaluateArguments, EvaluateConfig, GenerationArguments, parse_evaluate_arguments
 from data_utils.dataset import Row, read_rows
@@ -28,18 +29,14 @@ from models.loading import load_checkpoint
 
 
 def main(argv: list[str]) -> None:
-    config = parse_evaluate_arguments(argv)
-    args = config.evaluate
-    data = read_data(args)
-    device = init_distributed()
-    model, tokenizer = load_checkpoint(
-        args.model_path,
-        args.peft_path,
-        "auto" if args.dtype == "auto" else getattr(torch, args.dtype),
-        args.attn_implementation,
-        args.trust_remote_code,
-    )
-    model.to(device)
+    try:
+        config = parse_evaluate_arguments(argv)
+        args, data = config.evaluate, read_data(config.evaluate)
+        model, tokenizer = load(args)
+    except (ValueError, OSError) as error:  # what a user can get wrong; a failure later keeps its traceback
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    model.to(init_distributed())
     save_dir = results_folder(args)
     report(f"{args.model_path} on {', '.join(data)}; results in {save_dir}")
     if config.ignored_flags:
@@ -52,17 +49,31 @@ def main(argv: list[str]) -> None:
         print(f"ROUGE-L of {args.model_path}\n\n{table(summary)}")
 
 
+def load(args: EvaluateArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    return load_checkpoint(
+        args.model_path,
+        args.peft_path,
+        "auto" if args.dtype == "auto" else getattr(torch, args.dtype),
+        args.attn_implementation,
+        args.trust_remote_code,
+    )
+
+
 def read_data(args: EvaluateArguments) -> dict[str, list[Row]]:
     """The rows of every data set, by the name of its folder. Raises ValueError, FileNotFoundError."""
+    folders = [Path(folder).resolve() for folder in args.data_dir]
+    last_parts = [folder.name for folder in folders]
     data: dict[str, list[Row]] = {}
-    for folder in map(Path, args.data_dir):
-        name = folder.resolve().name if folder.resolve().name not in data else str(folder).replace(os.sep, "_")
-        data[name] = read_rows(folder / f"{args.split}.jsonl", args.dev_num)
+    for folder in folders:  # data/sinst/11_ and data/uinst/11_ are told apart by one part more
+        shared = last_parts.count(folder.name) > 1
+        data["-".join(folder.parts[-2:]) if shared else folder.name] = read_rows(
+            folder / f"{args.split}.jsonl", args.dev_num
+        )
     return data
 
 
 def evaluate_set(model, tokenizer, name: str, rows: list[Row], config: EvaluateConfig, save_dir: Path):
-    """ROUGE-L of each seed on one data set; rank 0 writes the answers."""
+    """ROUGE-L of each seed on one data set, on rank 0, which writes the answers."""
     args = config.evaluate
     prompts = encode_prompts(tokenizer, [row.prompt for row in rows])
     cut = sum(len(ids) > args.max_prompt_length for ids in prompts)
@@ -84,9 +95,9 @@ def evaluate_set(model, tokenizer, name: str, rows: list[Row], config: EvaluateC
             seed,
             description=f"{name} seed {seed}",
         )
-        of_rows = rouge_l(answers, references)
-        scores[seed] = sum(of_rows) / len(of_rows)
         if is_main_process():
+            of_rows = rouge_l(answers, references)
+            scores[seed] = sum(of_rows) / len(of_rows)
             records = [
                 {"prompt": row.prompt, "answer": answer, "references": list(row.responses), "rougeL": round(score, 4)}
                 for row, answer, score in zip(rows, answers, of_rows)
@@ -140,9 +151,6 @@ def report(message: str) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -8,6 +8,7 @@ trains those selected.
 Shapes: N response positions (of this rank in `loss`, of the whole micro-step in `plan`), V shared vocabulary.
 """
 
+import math
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -127,8 +128,8 @@ class AdaKD(Criterion):
         low, middle, high = (0.0,) * 3 if self._quantiles is None else self._quantiles.tolist()
         return {
             "adakd_ratio": used_ratio,
-            "adakd_average_loss": self.average,
-            "adakd_reference_loss": self.reference if self.reference is not None else self.average,
+            "adakd_average_loss": self.average if self.average is not None else math.nan,
+            "adakd_reference_loss": self.reference if self.reference is not None else self.average or math.nan,
             "adakd_selected_loss": selected_sum / selected_tokens,
             "adakd_all_token_loss": all_sum / max(1, self._plan.total_tokens),
             "adakd_tau_q05": low,
@@ -141,6 +142,8 @@ class AdaKD(Criterion):
 
         mean_loss: over the positions selected in the step, all ranks and micro-batches.
         """
+        if not math.isfinite(mean_loss):  # a step that overflowed says nothing, and the average would keep it for good
+            return
         beta, epsilon, delta = self.args.adakd_beta, self.args.adakd_epsilon, self.args.adakd_delta
         self.step += 1
         self.average = mean_loss if self.average is None else beta * self.average + (1 - beta) * mean_loss

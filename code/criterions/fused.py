@@ -163,6 +163,9 @@ class _ChunkedLoss(torch.autograd.Function):
         grad_weight_VD = torch.zeros_like(weight_VD, **accumulate) if needs_weight else None
         grad_bias_V = torch.zeros_like(bias_V, **accumulate) if needs_bias else None
         needs_gradient = needs_hidden or needs_weight or needs_bias
+        # The engine's loss scale comes only in the backward; without one of its own, fp16 would round most of the
+        # vocabulary's small gradients to zero here.
+        ctx.scale = 1024.0 if hidden_ND.dtype == torch.float16 else 1.0
         sums = torch.zeros(3, device=hidden_ND.device, dtype=accumulate["dtype"])
 
         for rows, with_kd in walk.chunks():
@@ -173,16 +176,14 @@ class _ChunkedLoss(torch.autograd.Function):
             sums += torch.stack(chunk).detach()
             if not chunk.loss.requires_grad:
                 continue
-            (grad_raw_CV,) = torch.autograd.grad(chunk.loss, raw_CV)
+            (grad_raw_CV,) = torch.autograd.grad(chunk.loss, raw_CV, torch.full_like(chunk.loss, ctx.scale))
             del chunk
             if needs_hidden:
-                grad_hidden_CD = head.project_backward(grad_raw_CV)
-                # A model's own logits: the ids beyond the shared ones keep their zero.
-                grad_hidden_ND[rows, : grad_hidden_CD.shape[1]] = grad_hidden_CD
+                grad_hidden_ND[rows] = head.project_backward(grad_raw_CV)
             if needs_weight:
                 head.accumulate_weight_gradient(grad_weight_VD, grad_raw_CV, hidden_CD)
             if needs_bias:
-                grad_bias_V[: head.vocabulary_size] += grad_raw_CV.sum(0)
+                grad_bias_V[: head.vocabulary_size] += grad_raw_CV.sum(0, dtype=grad_bias_V.dtype)
 
         ctx.gradients = (grad_hidden_ND, grad_weight_VD, grad_bias_V)
         ctx.dtypes = tuple(tensor.dtype if tensor is not None else None for tensor in (hidden_ND, weight_VD, bias_V))
@@ -196,7 +197,7 @@ class _ChunkedLoss(torch.autograd.Function):
         assert gradients is not None, "the chunked loss keeps its gradients for one backward only"
         # In place: the head's gradient is as large as the head, and nobody else holds it.
         scaled = (
-            gradient if gradient is None else gradient.mul_(grad_loss).to(dtype)
+            gradient if gradient is None else gradient.mul_(grad_loss / ctx.scale).to(dtype)
             for gradient, dtype in zip(gradients, ctx.dtypes)
         )
         return (*scaled, None)

@@ -48,15 +48,26 @@ class Batch:
 
 
 def collate(
-    examples: Sequence[Example], pad_id: int, max_length: int, packed: bool, rows_of_ranks: tuple[int, ...] = (0,)
+    examples: Sequence[Example],
+    pad_id: int,
+    max_length: int,
+    packed: bool,
+    rows_of_ranks: tuple[int, ...] = (0,),
+    one_row: bool = False,
 ) -> Batch:
     """One batch of all examples; of none, a batch of one pad token that keeps a rank in step with the others.
 
     Packed: rows of at most `max_length` tokens, `position_ids` restart at each example, row ends are a dummy example.
+    With `one_row` all of them share a row, whatever its length: what variable-length attention kernels want.
     Padded: one example a row, pads on the right, an attention mask.
     """
     lengths = [len(example) for example in examples]
-    rows = pack(lengths, max_length) if packed else [[i] for i in range(len(examples))]
+    if packed and one_row:
+        rows = [list(range(len(examples)))] if examples else []
+    elif packed:
+        rows = pack(lengths, max_length)
+    else:
+        rows = [[i] for i in range(len(examples))]
     width = max([sum(lengths[i] for i in row) for row in rows], default=1)
     input_ids = np.full((max(1, len(rows)), width), pad_id, dtype=np.int64)
     position_ids = np.tile(np.arange(width), (len(input_ids), 1))
@@ -95,16 +106,19 @@ def pack(lengths: Sequence[int], max_length: int) -> list[list[int]]:
     the one with shorter rows, whose attention is cheaper.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    longest, total = max(lengths, default=0), sum(lengths)
+    capacity = max(max_length, longest)
     best, best_cost = [], None
-    for count in range(1, len(order) + 1):
+    for count in range(-(-total // capacity) if total else 1, len(order) + 1):
+        if best_cost is not None and count * longest > best_cost[0]:
+            break  # with more rows of at least this length the area only grows
         rows, fill = [[] for _ in range(count)], [0] * count
         for i in order:
             shortest = fill.index(min(fill))
             rows[shortest].append(i)
             fill[shortest] += lengths[i]
         width = max(fill)
-        fits = width <= max(max_length, lengths[order[0]])
-        if fits and (best_cost is None or (count * width, width) < best_cost):
+        if width <= capacity and (best_cost is None or (count * width, width) < best_cost):
             best, best_cost = rows, (count * width, width)
     return best
 

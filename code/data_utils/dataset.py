@@ -7,6 +7,7 @@ In: a jsonl file with `instruction`, `input`, `output` (text or a list of texts)
 import hashlib
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from data_utils.batches import Example
 from data_utils.prompts import alpaca_prompt, cut_prompts, encode_pairs
 
 TOKENISATION = 1  # part of the cache's key: raise it when the same row would give other ids
+KEY_LENGTH = 24  # hexadecimal digits of a cache folder's name
 ROWS_PER_WORKER = 4000  # below this a further process costs more than it saves
 
 
@@ -89,7 +91,7 @@ def _lines(path: Path) -> Iterator[str]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                yield line.decode("utf-8")
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 raise ValueError(f"{path}:{number}: not UTF-8 ({error.reason}); convert the file to UTF-8") from None
 
@@ -122,17 +124,23 @@ def _tokenise(rows: list[Row], tokenizer: PreTrainedTokenizerBase, args: DataArg
     table = datasets.Dataset.from_dict(
         {"prompt": [row.prompt for row in rows], "response": [row.responses[0] for row in rows]}
     )
-    unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    unfinished = folder.with_name(f"{folder.name}.{platform.node()}-{os.getpid()}.tmp")
     datasets.disable_progress_bars()
     table.map(
         lambda batch: _encode(batch, tokenizer, args.max_length, args.max_prompt_length),
         batched=True,
         num_proc=workers if workers > 1 else None,
         remove_columns=["prompt", "response"],
-        new_fingerprint=folder.name,
+        new_fingerprint=folder.name[-KEY_LENGTH:],
     ).save_to_disk(str(unfinished))
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished.rename(folder)
+    if args.force_process:
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        unfinished.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(unfinished)  # another process was faster, with the same rows
 
 
 def _encode(
@@ -154,13 +162,14 @@ def _cache_folder(path: Path, tokenizer: PreTrainedTokenizerBase, args: DataArgu
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; point --data-dir at a folder with {path.name}")
     key = hashlib.sha256(path.read_bytes())
+    tokenizer("")  # drops the truncation and padding that a tokenizer may be stored with: they are part of its text
     vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
     special = (tokenizer.bos_token_id, tokenizer.eos_token_id)
     for part in (vocabulary, special, args.max_length, args.max_prompt_length, limit, TOKENISATION):
         key.update(repr(part).encode())
     root = Path(args.processed_data_dir or Path(datasets.config.HF_DATASETS_CACHE) / "instruction_data")
     root.mkdir(parents=True, exist_ok=True)
-    return root / f"{path.parent.name}-{path.stem}-{key.hexdigest()[:24]}"
+    return root / f"{path.parent.name}-{path.stem}-{key.hexdigest()[:KEY_LENGTH]}"
 
 
 def _list_lengths(column) -> np.ndarray:

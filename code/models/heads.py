@@ -50,8 +50,10 @@ class LanguageModelHead:
         shared_VD = grad_weight_VD[: self.vocabulary_size]
         if grad_raw_CV.dtype == shared_VD.dtype:
             shared_VD.addmm_(grad_raw_CV.T, hidden_CD)
-        else:  # the product in the parameters' dtype, the sum over chunks in fp32
-            shared_VD += grad_raw_CV.T @ hidden_CD
+        elif grad_raw_CV.is_cuda:  # half precision in, fp32 out: a sum over rows can leave the range of fp16
+            shared_VD += torch.mm(grad_raw_CV.T, hidden_CD, out_dtype=shared_VD.dtype)
+        else:
+            shared_VD.addmm_(grad_raw_CV.T.to(shared_VD.dtype), hidden_CD.to(shared_VD.dtype))
 
     def _weight(self) -> Tensor:
         return self.linear.weight[: self.vocabulary_size]
@@ -69,7 +71,7 @@ class ModelLogits:
         return None, None
 
     def project(self, logits_CV: Tensor) -> Tensor:
-        return logits_CV[:, : self.vocabulary_size]
+        return logits_CV
 
     def finish(self, logits_CV: Tensor) -> Tensor:
         return logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
@@ -103,7 +105,7 @@ class SplitModel:
         if isinstance(self.head, ModelLogits):
             columns_K, positions_N = _needed_columns(batch)
             logits_RKV = self.model(**inputs, logits_to_keep=columns_K).logits
-            return logits_RKV.flatten(0, 1)[positions_N]
+            return logits_RKV.flatten(0, 1)[positions_N, : self.head.vocabulary_size]
         hidden_RTD = self.causal_lm.base_model(**inputs).last_hidden_state
         return hidden_RTD.flatten(0, 1)[batch.response_positions]
 

@@ -1,5 +1,7 @@
 """What a model can do, found out at load on two short rows: be packed, be cut before its head."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -41,16 +43,20 @@ def head_is_exact(model: SplitModel) -> bool:
 
 
 @torch.no_grad()
-def packing_is_exact(model: PreTrainedModel) -> bool:
-    """Whether examples in one row, told apart by `position_ids` alone, get the logits that they get alone."""
+def packing_is_exact(model: PreTrainedModel, one_row: bool = False) -> bool:
+    """Whether examples in shared rows, told apart by `position_ids` alone, get the logits that they get alone.
+
+    one_row: all examples in one row; variable-length attention kernels tell them apart there only.
+    """
     examples = _examples(model)
     with _evaluating(model):
-        packed = _one_row(examples).to(model.device)
+        packed = _packed(examples, 1 if one_row else 2).to(model.device)
         try:
             packed_NV = _own_logits(model, packed)
         except TypeError:  # a forward without `position_ids`
             return False
         alone_NV = torch.cat([_own_logits(model, collate([e], 0, 1, packed=False).to(model.device)) for e in examples])
+        alone_NV = alone_NV.repeat(1 if one_row else 2, 1)
     return _distance(packed_NV, alone_NV) <= PACKING_TOLERANCE[model.dtype]
 
 
@@ -60,15 +66,16 @@ def _examples(model: PreTrainedModel) -> list[Example]:
     return [Example(ids[:4], ids[4:11]), Example(ids[11:14], ids[14:])]
 
 
-def _one_row(examples: list[Example]) -> Batch:
-    """Both examples in one row, where `collate` would prefer two short ones."""
-    batches = [collate([example], 0, max_length=1, packed=True) for example in examples]
-    starts = [0, len(examples[0])]
-    return Batch(
-        input_ids_RT=torch.cat([b.input_ids_RT for b in batches], dim=1),
-        position_ids_RT=torch.cat([b.position_ids_RT for b in batches], dim=1),
-        response_positions=torch.cat([b.response_positions + start for b, start in zip(batches, starts)]),
-        labels_N=torch.cat([b.labels_N for b in batches]),
+def _packed(examples: list[Example], rows: int) -> Batch:
+    """The examples in one row, `rows` times over, where `collate` would prefer short rows."""
+    row = collate(examples, 0, max_length=1, packed=True, one_row=True)
+    starts = torch.arange(rows) * row.input_ids_RT.shape[1]
+    return replace(
+        row,
+        input_ids_RT=row.input_ids_RT.repeat(rows, 1),
+        position_ids_RT=row.position_ids_RT.repeat(rows, 1),
+        response_positions=(row.response_positions + starts[:, None]).flatten(),
+        labels_N=row.labels_N.repeat(rows),
     )
 
 

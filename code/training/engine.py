@@ -26,6 +26,9 @@ SET_BY_FLAGS = {
     "optimizer": "the optimiser is AdamW with --lr and --weight-decay",
     "scheduler": "the schedule is --lr-decay-style with --warmup-iters",
     "train_batch_size": "it is --batch-size x --gradient-accumulation-steps x ranks",
+    "train_micro_batch_size_per_gpu": "it is --batch-size",
+    "gradient_accumulation_steps": "it is --gradient-accumulation-steps",
+    "gradient_clipping": "it is --clip-grad",
 }
 
 
@@ -44,6 +47,11 @@ def read_deepspeed_config(args: TrainArguments) -> dict:
         if settings.get(name, "auto") != "auto":
             raise ValueError(f"--deepspeed_config {args.deepspeed_config}: remove {name!r}; {remedy}")
         settings.pop(name, None)
+    if training_dtype(settings) == torch.float16 and settings.get("zero_optimization", {}).get("stage", 0) == 0:
+        # DeepSpeed's engine scales the loss only for its ZeRO optimisers.
+        raise ValueError(
+            f"--deepspeed_config {args.deepspeed_config}: fp16 needs ZeRO-1 or higher; see ds_config_fp16.json"
+        )
     return settings | {
         "train_micro_batch_size_per_gpu": args.batch_size,
         "gradient_accumulation_steps": args.gradient_accumulation_steps,
@@ -58,10 +66,6 @@ def training_dtype(settings: dict) -> torch.dtype:
     if settings.get("bf16", {}).get("enabled"):
         return torch.bfloat16
     return torch.float16 if settings.get("fp16", {}).get("enabled") else torch.float32
-
-
-def zero_stage(settings: dict) -> int:
-    return settings.get("zero_optimization", {}).get("stage", 0)
 
 
 def init_distributed() -> torch.device:
@@ -104,7 +108,7 @@ def build_engine(
         lr_scheduler=build_scheduler(optimizer, args, total_steps),
         config=settings,
     )
-    if zero_stage(settings) == 3:
+    if engine.zero_optimization_stage() == 3:
         # The chunked loss reads the head's parameters outside the head's own forward.
         for parameter in distiller.split_student.head.parameters():
             if parameter is not None:

@@ -40,6 +40,7 @@ class Data:
     dev: InstructionDataset | None
     dev_rows: Sequence[Row]
     packed: bool
+    one_row: bool
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,10 @@ class Trainer:
         self.distiller.criterion.prepare(self.total_steps)
         step, main = 0, dist.get_rank() == 0
         bar = tqdm(total=self.total_steps, desc="train", unit="step", disable=not main, leave=False)
-        with bar as progress, logging_redirect_tqdm([self.logger]):
+        with bar as progress, logging_redirect_tqdm([self.logger] if main else []):
             for epoch in range(1, self.args.num_epochs + 1):
                 self.engine.train()
-                self.metrics.restart_clock()
+                self.metrics.start_clock()
                 for planned in self.plan.steps(epoch)[: self.total_steps - step]:
                     lr = self.engine.get_lr()[0]
                     extras = self._train_step(planned)
@@ -82,6 +83,7 @@ class Trainer:
                     progress.update()
                     if step % self.args.log_interval == 0 or step == self.total_steps:
                         self._log(step, epoch, lr, extras)
+                self.metrics.stop_clock()
                 last = step == self.total_steps
                 if last or epoch % self.args.save_interval == 0 or epoch % self.args.eval_interval == 0:
                     self._finish_epoch(epoch, step, best, save=last or epoch % self.args.save_interval == 0)
@@ -109,7 +111,8 @@ class Trainer:
     def _batch(self, data: InstructionDataset, indices: Sequence[int], rows_of_ranks: tuple[int, ...]) -> Batch:
         examples = [data[i] for i in indices]
         pad_id, length = self.tokenizer.pad_token_id, self.data_args.max_length
-        return collate(examples, pad_id, length, self.data.packed, rows_of_ranks).to(self.engine.device)
+        batch = collate(examples, pad_id, length, self.data.packed, rows_of_ranks, self.data.one_row)
+        return batch.to(self.engine.device)
 
     def _log(self, step: int, epoch: int, lr: float, extras: dict[str, float]) -> None:
         since = step % self.args.log_interval or self.args.log_interval

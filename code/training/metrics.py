@@ -54,7 +54,8 @@ class Metrics:
         totals = torch.cat([self._sums, counts.to(self.device)])
         dist.all_reduce(totals)
         loss, ce, kd, tokens, response_tokens, padded_tokens = totals.tolist()
-        seconds = time.perf_counter() - self._started
+        self.stop_clock()
+        seconds = self._seconds
         record = {
             "step": step,
             "epoch": epoch,
@@ -79,14 +80,18 @@ class Metrics:
             with self.path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
 
-    def restart_clock(self) -> None:
+    def stop_clock(self) -> None:
         """Time spent elsewhere (evaluation, saving) is no training time."""
+        self._seconds += time.perf_counter() - self._started
+
+    def start_clock(self) -> None:
         self._started = time.perf_counter()
 
     def _reset(self) -> None:
         self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         self._tokens = self._response_tokens = self._padded_tokens = 0
-        self.restart_clock()
+        self._seconds = 0.0
+        self.start_clock()
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -12,7 +12,10 @@ from integration.launch import ROOT, run_jobs
 from integration.worker import TOKENS
 
 STAGES = (0, 1, 2, 3)
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+CONFIGS = sorted((ROOT / "configs/deepspeed").glob("*.json"))
 STUDENTS = {"full": "student", "tied": "student_tied", "lora": "student"}
+LORA = ("--peft", "lora", "--peft-lora-dropout", "0", "--gradient-checkpointing")
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +32,21 @@ def results(tiny, rows, tmp_path_factory) -> Path:
             argv = [
                 *("--model-path", str(tiny / student), "--teacher-model-path", str(tiny / "teacher")),
                 *("--data-dir", str(rows), "--save-dir", str(folder / name), "--kd-objective", "todi"),
-                *("--batch-size", "3", "--gradient-accumulation-steps", "2", "--num-epochs", "1", "--lr", "3e-3"),
+                *("--batch-size", "2", "--gradient-accumulation-steps", "2", "--num-epochs", "2", "--lr", "3e-3"),
+                *("--keep-best-n-checkpoints", "-1"),
                 *("--max-length", "128", "--max-prompt-length", "64", "--deepspeed", "--deepspeed_config", str(config)),
-                *(("--peft", "lora", "--peft-lora-dropout", "0") if kind == "lora" else ()),
+                *(LORA if kind == "lora" else ("--eval-gen", "--max-new-tokens", "3")),
             ]
             jobs.append({"name": name, "argv": argv})
+    for config in CONFIGS:
+        argv = [
+            *("--model-path", str(tiny / "student"), "--teacher-model-path", str(tiny / "teacher")),
+            *("--data-dir", str(rows), "--save-dir", str(folder / config.stem), "--kd-objective", "adakd"),
+            *("--batch-size", "2", "--gradient-accumulation-steps", "2", "--num-epochs", "4", "--lr", "3e-3"),
+            *("--max-length", "128", "--max-prompt-length", "64", "--deepspeed_config", str(config)),
+            *("--save-interval", "4", "--log-interval", "1"),
+        ]
+        jobs.append({"name": config.stem, "argv": argv})
     run_jobs(folder, 2, jobs)
     return folder
 
@@ -45,7 +58,7 @@ def trained_logits(results: Path, name: str) -> torch.Tensor:
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("kind", STUDENTS)
 def test_the_checkpoint_is_the_trained_model(results, tiny, kind, stage):
-    (folder,) = (results / f"{kind}.zero{stage}").glob("epoch1_step2_loss*")
+    (folder,) = (results / f"{kind}.zero{stage}").glob("epoch2_step6_loss*")
     if kind == "lora":
         assert {path.suffix for path in folder.iterdir()}.isdisjoint({".bin", ".pt"})
         model = AutoPeftModelForCausalLM.from_pretrained(folder)
@@ -71,18 +84,32 @@ def test_every_stage_trains_the_same_model(results, kind, stage):
 def test_the_logs_are_complete(results):
     run = results / "full.zero2"
     (record,) = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert record["step"] == 2 and record["epoch"] == 1
+    assert record["step"] == 6 and record["epoch"] == 2
     contract = "loss nll_loss kd_loss lr tokens response_tokens step_time tokens_per_s peak_memory_mb".split()
     assert all(record[name] > 0 for name in contract)
     assert abs(record["loss"] - 0.5 * (record["nll_loss"] + record["kd_loss"])) < 1e-5
     assert json.loads((run / "args.json").read_text())["kd_objective"] == "todi"
     assert "saved" in (run / "train.log").read_text()
-    assert json.loads((run / "dev_metrics.jsonl").read_text())["loss"] > 0
+    dev = [json.loads(line) for line in (run / "dev_metrics.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in dev] == [1, 2] and dev[1]["loss"] < dev[0]["loss"]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.stem)
+def test_every_shipped_config_trains_in_its_precision(results, config):
+    run = results / config.stem
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len(records) == 12
+    dev = [json.loads(line)["loss"] for line in (run / "dev_metrics.jsonl").read_text().splitlines()]
+    assert dev[-1] < dev[0]
+    (folder,) = run.glob("epoch4_step12_loss*")
+    settings = json.loads(config.read_text())
+    dtype = next(
+        (torch_type for name, torch_type in HALF.items() if settings.get(name, {}).get("enabled")), torch.float32
+    )
+    assert AutoModelForCausalLM.from_pretrained(folder, dtype="auto").dtype == dtype
+    assert ("fp32" in config.stem or config.stem == "ds_config_zero0") == (dtype == torch.float32)
 
 
 def test_shipped_configs_name_every_stage():
-    stages = {
-        json.loads(path.read_text())["zero_optimization"]["stage"]
-        for path in (ROOT / "configs/deepspeed").glob("*.json")
-    }
+    stages = {json.loads(path.read_text())["zero_optimization"]["stage"] for path in CONFIGS}
     assert stages == set(STAGES)

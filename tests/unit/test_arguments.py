@@ -77,7 +77,7 @@ OTHER_REFERENCE_FLAGS = """
     processed-data-dir force-process force-process-demo train-num train-ratio dev-ratio gen-num prompt-type
     min-prompt-length bin-data txt-data prompt-data-dir pretrain-data-dir lm-data-dir eval-ppl eval-rw only-prompt
     total-iters train-iters-per-epoch seed-data seed-ppo seed-lm training-epochs attn-dtype loss-scale
-    teacher-temperature label-smoothing adaptive-kl-alpha skew-lambda lr-decay-iters scheduler-name
+    teacher-temperature label-smoothing adaptive-kl-alpha lr-decay-iters scheduler-name
     no-repeat-ngram-size repetition-penalty num-beams eval-gen-repeat-times projector-config-path projector-path
     projector-lr pretrained-projector pretrained-projector-lr vocab-alignment-path teacher-to-student-token-mapping
     teacher-to-student-id-mapping student-to-teacher-token-mapping student-to-teacher-id-mapping""".split()
@@ -138,8 +138,11 @@ FIELDS = [
 @pytest.mark.parametrize(("parse", "group", "field", "option"), FIELDS)
 def test_every_field_parses_in_every_spelling_and_with_equals_sign(parse, group, field, option):
     text = valid_text(group, field)
-    needed = {"peft_path": ["--peft", "lora"], "teacher_peft_path": ["--teacher-model-path", "t"]}
-    company = needed.get(field.name, []) if parse is parse_train else []
+    company = []
+    if group is ModelArguments and field.name.startswith("peft_"):
+        company = ["--peft", "lora"]
+    elif field.name == "teacher_peft_path":
+        company = ["--teacher-model-path", "t"]
     spaced, joined = parse(*company, option, text), parse(*company, f"{option}={text}")
     assert spaced == joined
     value = train_flags(spaced)[field.name]
@@ -288,6 +291,14 @@ def test_launchers_flags_are_accepted_silently():
     assert parse_train("--deepspeed", "--deepspeed_config", "x.json").train.deepspeed_config == "x.json"
 
 
+@pytest.mark.parametrize("words", [["--deepspeed", "x.json"], ["--deepspeed=x.json"]], ids=" ".join)
+def test_a_file_after_deepspeed_is_no_configuration(words):
+    with pytest.raises(
+        ValueError, match=r"^--deepspeed .*x\.json: takes no value; pass the file with --deepspeed_config"
+    ):
+        parse_train(*words)
+
+
 # --- mistakes --------------------------------------------------------------------------------------------------------
 
 
@@ -360,14 +371,15 @@ def test_help_ends_well(capsys):
 
 OUT_OF_RANGE = """
     train --peft-lora-r 0 | train --peft-lora-alpha 0 | train --peft-lora-dropout 1.5 | train --peft-lora-dropout -0.1
-    train --peft-path x | train --teacher-peft-path x | train --kd-rate 1.5 | train --kd-rate -0.5
-    train --kd-temperature 0 | train --kd-temperature -2 | train --js-beta 0 | train --js-beta 1 | train --js-beta 1.5
-    train --skew-lambda 1.5 | train --adaptive-kl-alpha -1 | train --adakd-ratio 0 | train --adakd-ratio 1.5
-    train --adakd-ratio-min 0 | train --adakd-ratio-min 1.1 | train --adakd-tau-base 0 | train --adakd-c -1
-    train --adakd-beta 1.5 | train --adakd-epsilon -0.1 | train --adakd-delta 2 | train --adakd-warmup-ratio 7
-    train --loss-chunk-mb 0 | train --train-num 0 | train --train-num -2 | train --dev-num 0
-    train --max-length 256 | train --max-length 32 | train --max-prompt-length 31 | train --max-prompt-length 512
-    train --data-process-workers 0 | train --data-process-workers -2 | train --batch-size 0 | train --batch-size -1
+    train --peft-path x | train --peft-lora-r 4 | train --teacher-peft-path x | train --kd-rate 1.5
+    train --kd-rate -0.5 | train --kd-temperature 0 | train --kd-temperature -2 | train --js-beta 0
+    train --js-beta 1 | train --js-beta 1.5 | train --skew-lambda 1.5 | train --skew-lambda 1 | train --ab-beta -2
+    train --adaptive-kl-alpha -1 | train --adakd-ratio 0 | train --adakd-ratio 1.5 | train --adakd-ratio-min 0
+    train --adakd-ratio-min 1.1 | train --adakd-tau-base 0 | train --adakd-c -1 | train --adakd-beta 1.5
+    train --adakd-epsilon -0.1 | train --adakd-delta 2 | train --adakd-warmup-ratio 7 | train --loss-chunk-mb 0
+    train --train-num 0 | train --train-num -2 | train --dev-num 0 | train --max-length 256 | train --max-length 32
+    train --max-prompt-length 31 | train --max-prompt-length 512 | train --data-process-workers 0
+    train --data-process-workers -2 | train --batch-size 0 | train --batch-size -1
     train --gradient-accumulation-steps 0 | train --eval-batch-size 0 | train --num-epochs 0 | train --total-iters 0
     train --lr 0 | train --lr -1 | train --lr inf | train --lr-min 1 | train --lr-min -1 | train --warmup-iters -1
     train --warmup-ratio 1.5 | train --weight-decay -0.1 | train --weight-decay inf | train --clip-grad -1
@@ -484,7 +496,8 @@ VALID = {
     "kd_rate": shares,
     "kd_temperature": st.floats(1e-6, 1e6),
     "js_beta": shares,
-    "ab_alpha": st.floats(-10, 10).filter(lambda x: x >= 0 or "e" not in repr(x)),
+    "ab_alpha": st.floats(0.0625, 10),
+    "ab_beta": st.floats(-0.0625, 10).filter(lambda x: x >= 0 or "e" not in repr(x)),
     "adakd_idts": st.sampled_from(["inverse", "direct", "off"]),
     "adakd_epsilon": st.floats(0, 1e6),
     "train_num": st.one_of(st.just(-1), numbers),
@@ -504,7 +517,7 @@ VALID = {
     "top_p": shares,
     "repetition_penalty": st.floats(0.1, 10),
 }
-DEFAULTS = train_flags(parse_train())
+DEFAULTS = train_flags(parse_train("--peft", "lora"))
 
 
 @settings(max_examples=30, deadline=None)
@@ -519,13 +532,13 @@ def test_valid_values_round_trip(values, ways, order):
         flag = f"--{name.replace('_', '-') if dashes else name}"
         flags.append([f"{flag}={value}"] if joined else [flag, str(value)])
     order.shuffle(flags)
-    parsed = train_flags(parse_train(*(word for words in flags for word in words)))
+    parsed = train_flags(parse_train("--peft", "lora", *(word for words in flags for word in words)))
     assert parsed == DEFAULTS | values
 
 
 def test_negative_numbers_are_values():
-    config = parse_train("--train-num", "-1", "--ab-alpha", "-0.5", "--ab_beta", "-2", "--loss-scale", "-1")
-    assert (config.data.train_num, config.kd.ab_alpha, config.kd.ab_beta) == (-1, -0.5, -2.0)
+    config = parse_train("--train-num", "-1", "--ab-alpha", "-0.5", "--ab_beta", "2", "--loss-scale", "-1")
+    assert (config.data.train_num, config.kd.ab_alpha, config.kd.ab_beta) == (-1, -0.5, 2.0)
     assert config.ignored_flags == ("--loss-scale",)
 
 

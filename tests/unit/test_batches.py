@@ -113,6 +113,15 @@ def test_packed_rows_hold_each_example_once_and_positions_restart(examples, max_
 
 
 @quick
+@given(examples=example_lists, max_length=max_lengths)
+def test_one_row_holds_all_examples(examples, max_length):
+    batch = collate(examples, PAD, max_length, packed=True, one_row=True)
+    assert batch.input_ids_RT.shape == (1, sum(map(len, examples)))  # nothing is padding
+    assert int((batch.position_ids_RT == 0).sum()) == len(examples)
+    assert sorted(predictions(batch)) == sorted(wanted_predictions(examples))
+
+
+@quick
 @given(examples=example_lists)
 def test_padded_rows_are_the_examples_in_order(examples):
     batch = collate(examples, PAD, 10, packed=False)
@@ -146,8 +155,9 @@ def test_an_example_without_a_response_adds_no_loss():
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_an_empty_batch_keeps_the_rank_in_step(packed):
-    batch = collate([], PAD, 16, packed, rows_of_ranks=(4, 0))
+@pytest.mark.parametrize("one_row", [True, False])
+def test_an_empty_batch_keeps_the_rank_in_step(packed, one_row):
+    batch = collate([], PAD, 16, packed, rows_of_ranks=(4, 0), one_row=one_row)
     assert batch.input_ids_RT.tolist() == [[PAD]]
     assert batch.response_positions.tolist() == batch.labels_N.tolist() == []
     assert batch.response_positions.dtype == batch.labels_N.dtype == torch.int64

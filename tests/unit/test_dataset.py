@@ -477,6 +477,23 @@ def test_an_interrupted_run_leaves_no_cache_behind(train_file, tokenizer, args, 
     assert len(load_instruction_data(train_file, tokenizer, args)) == 24
 
 
+def test_two_runs_may_tokenise_at_once(train_file, tokenizer, args, monkeypatch, tmp_path):
+    """The other one is done first, while this one is still writing."""
+    save = dataset.datasets.Dataset.save_to_disk
+
+    def save_late(self, path):
+        with monkeypatch.context() as patch:
+            patch.setattr(dataset.datasets.Dataset, "save_to_disk", save)
+            patch.setattr(dataset.os, "getpid", lambda: 1)
+            load_instruction_data(train_file, tokenizer, args)
+        save(self, path)
+
+    monkeypatch.setattr(dataset.datasets.Dataset, "save_to_disk", save_late)
+    assert len(load_instruction_data(train_file, tokenizer, args)) == 24
+    (folder,) = (tmp_path / "cache").iterdir()
+    assert not folder.name.endswith(".tmp")
+
+
 def test_a_bad_row_leaves_no_cache_behind(tmp_path, tokenizer, args):
     path = write(tmp_path / "train.jsonl", GOOD, b"{")
     for _ in range(2):
