@@ -8,6 +8,7 @@ silence would change a run, and any other unknown flag, are refused with the rem
 """
 
 import difflib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal, NamedTuple
@@ -22,7 +23,7 @@ IGNORED_FLAGS = frozenset(
     "save-additional-suffix save-rollout num-workers min-prompt-length json-data bin-data txt-data prompt-type "
     "eval-ppl eval-rw only-prompt seed-order seed-data seed-ppo seed-lm attn-dtype xops-attn loss-scale model-parallel "
     "model-parallel-size no-value dropout-path-rate force-process-demo gen-num eb-sample-times data-names peft "
-    "eval-gen data-process-workers".split()
+    "eval-gen data-process-workers fp32 eval-tqdm report-logits only-save-projector debug".split()
 )
 LAUNCHER_FLAGS = frozenset(("deepspeed", "local-rank", "deepscale", "deepspeed-config"))
 # Reference flags that would change the run if they were ignored: refused, with what to use instead.
@@ -34,12 +35,26 @@ REPLACED_FLAGS = {
     "scheduler-name": "choose the schedule with --lr-decay-style",
     "deepscale-config": "pass the file with --deepspeed_config",
     "load": "start from a checkpoint with --model-path",
-    "save": "name the output folder with --save-dir",
     "lm-data-dir": "only instruction data is trained on; see --data-dir",
     "prompt-data-dir": "only instruction data is trained on; see --data-dir",
-    "projector-config-path": "objectives that need a projector are not part of this framework",
-    "projector-path": "objectives that need a projector are not part of this framework",
-    "projector-lr": "objectives that need a projector are not part of this framework",
+    "pretrain-data-dir": "only instruction data is trained on; see --data-dir",
+    "teacher-temperature": "--kd-temperature divides the logits of both models",
+    "label-smoothing": "the labels' share of the loss is plain cross-entropy",
+    "eval-gen-repeat-times": "one pass of dev answers ranks a checkpoint; code/evaluate.py takes several --seed",
+    **dict.fromkeys(
+        ("projector-config-path", "projector-path", "projector-lr", "pretrained-projector", "pretrained-projector-lr"),
+        "objectives that need a projector are not part of this framework",
+    ),
+    **dict.fromkeys(
+        (
+            "vocab-alignment-path",
+            "teacher-to-student-token-mapping",
+            "teacher-to-student-id-mapping",
+            "student-to-teacher-token-mapping",
+            "student-to-teacher-id-mapping",
+        ),
+        "teacher and student share a vocabulary, which is checked at the start",
+    ),
 }
 
 
@@ -51,7 +66,13 @@ def _require(condition: bool, flag: str, value: object, remedy: str) -> None:
 def _positive(group: object, *names: str) -> None:
     for name in names:
         value = getattr(group, name)
-        _require(value > 0, name, value, "pass a number above 0")
+        _require(0 < value < math.inf, name, value, "pass a number above 0")
+
+
+def _finite(group: object, *names: str) -> None:
+    for name in names:
+        value = getattr(group, name)
+        _require(math.isfinite(value), name, value, "pass a finite number")
 
 
 def _in_range(group: object, low: float, high: float, *names: str) -> None:
@@ -159,6 +180,7 @@ class KDArguments:
     )
 
     def __post_init__(self):
+        _finite(self, "ab_alpha", "ab_beta")
         _in_range(self, 0, 1, "kd_rate", "js_beta", "skew_lambda", "adaptive_kl_alpha", "adakd_warmup_ratio")
         _require(0 < self.js_beta < 1, "js_beta", self.js_beta, "pass a number between 0 and 1; at the ends js is 0")
         _require(self.skew_lambda < 1, "skew_lambda", self.skew_lambda, "pass less than 1; at 1 sfkl and srkl are 0")
@@ -173,9 +195,10 @@ class KDArguments:
         _in_range(self, 0, 1, "adakd_ratio", "adakd_ratio_min")
         for name in ("adakd_c", "adakd_epsilon"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "pass 0 or more")
-        if self.criterion == "cross_entropy" and self.kd_objective not in (None, "cross_entropy", "sft"):
+        same = {"cross_entropy", "sft"} if self.criterion == "cross_entropy" else {self.criterion}
+        if self.criterion not in (None, "various_divergence") and self.kd_objective not in {None, *same}:
             raise ValueError(
-                f"--criterion cross_entropy --kd-objective {self.kd_objective}: they contradict each other; "
+                f"--criterion {self.criterion} --kd-objective {self.kd_objective}: they contradict each other; "
                 "drop --criterion to distil, or --kd-objective to fine-tune"
             )
 
@@ -241,7 +264,7 @@ class TrainArguments:
     weight_decay: float = field(default=0.01, metadata={"help": "On matrices only: no biases, no norms."})
     clip_grad: float = field(default=1.0, metadata={"help": "Global gradient norm; 0: no clipping."})
     seed: int = field(default=10, metadata={"help": "Decides initialisation, dropout and the order of the data."})
-    save_dir: str = field(default="outputs/run", metadata={"help": "Checkpoints and logs go here."})
+    save_dir: str = HfArg(default="outputs/run", aliases=["--save"], help="Checkpoints and logs go here.")
     save_interval: int = field(default=1, metadata={"help": "Epochs between checkpoints."})
     eval_interval: int = field(
         default=1, metadata={"help": "Epochs between dev evaluations; a checkpoint is always evaluated."}
@@ -255,10 +278,13 @@ class TrainArguments:
 
     def __post_init__(self):
         _positive(self, "batch_size", "gradient_accumulation_steps", "eval_batch_size", "num_epochs", "lr")
-        _positive(self, "save_interval", "eval_interval", "log_interval")
+        _positive(self, "log_interval")
+        for name in ("save_interval", "eval_interval"):
+            value = getattr(self, name)
+            _require(value == -1 or value > 0, name, value, "pass a number of epochs, or -1 for each")
         _require(self.total_iters is None or self.total_iters > 0, "total_iters", self.total_iters, "pass 1 or more")
         for name in ("lr_min", "warmup_iters", "weight_decay", "clip_grad", "seed"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "pass 0 or more")
+            _require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "pass 0 or more")
         _require(self.lr_min <= self.lr, "lr_min", self.lr_min, f"pass no more than --lr {self.lr}")
         _in_range(self, 0, 1, "warmup_ratio")
         _require(
@@ -371,31 +397,50 @@ class _Parser(HfArgumentParser):
 
 def _parse(argv: Sequence[str], groups: Sequence[type], program: str) -> list:
     parser = _Parser(list(groups), prog=program, allow_abbrev=False)
-    *parsed, unknown = parser.parse_args_into_dataclasses(
-        list(argv), return_remaining_strings=True, look_for_args_file=False
-    )
     known = [option for action in parser._actions for option in action.option_strings]
-    return [*parsed, _ignored_flags(unknown, known)]
+    words, ignored = _without_ignored(argv, known)
+    *parsed, unknown = parser.parse_args_into_dataclasses(
+        words, return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        raise ValueError(_refusal(unknown[0], known))
+    return [*parsed, ignored]
 
 
-def _ignored_flags(unknown: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+def _without_ignored(argv: Sequence[str], known: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """The words that are left for the parser, and the accepted flags that are not; each takes its one value along."""
+    words: list[str] = []
     ignored: list[str] = []
-    flag = None
-    for word in unknown:
-        if (flag == "--deepspeed" and not word.startswith("--")) or word.startswith("--deepspeed="):
-            raise ValueError(f"--deepspeed {word}: takes no value; pass the file with --deepspeed_config")
-        if not word.startswith("--"):
-            if flag is None:
-                raise ValueError(f"{word!r}: a value without a flag; quote values that contain spaces")
-            continue
+    taking_value = False
+    previous = ""
+    for word in argv:
         flag = word.split("=")[0]
         name = flag[2:].replace("_", "-")
-        if name in REPLACED_FLAGS:
-            raise ValueError(f"{flag}: not supported; {REPLACED_FLAGS[name]}")
-        if name not in IGNORED_FLAGS | LAUNCHER_FLAGS:
-            close = difflib.get_close_matches(f"--{name}", [k for k in known if "_" not in k], n=1)
-            hint = f"did you mean {close[0]}?" if close else "see --help for the flags there are"
-            raise ValueError(f"{flag}: unknown flag; {hint}")
-        if name not in LAUNCHER_FLAGS:
-            ignored.append(flag)
-    return tuple(ignored)
+        is_value = not word.startswith("-") or word[1:2].isdigit()
+        if (previous == "--deepspeed" and is_value) or word.startswith("--deepspeed="):
+            raise ValueError(f"--deepspeed {word}: takes no value; pass the file with --deepspeed_config")
+        previous = word
+        if taking_value and is_value:
+            taking_value = False
+        elif flag.startswith("--") and flag not in known and name in IGNORED_FLAGS | LAUNCHER_FLAGS:
+            taking_value = "=" not in word
+            if name not in LAUNCHER_FLAGS:
+                ignored.append(flag)
+        else:
+            taking_value = False
+            words.append(word)
+    return words, tuple(ignored)
+
+
+def _refusal(word: str, known: Sequence[str]) -> str:
+    """What to say of a word that no flag takes."""
+    if not word.startswith("--"):
+        return f"{word!r}: a value without a flag; quote values that contain spaces"
+    flag = word.split("=")[0]
+    name = flag[2:].replace("_", "-")
+    if name in REPLACED_FLAGS:
+        return f"{flag}: not supported; {REPLACED_FLAGS[name]}"
+    close = difflib.get_close_matches(name, [option[2:] for option in known if "_" not in option], n=1)
+    return f"{flag}: unknown flag; " + (
+        f"did you mean --{close[0]}?" if close else "see --help for the flags there are"
+    )

@@ -99,12 +99,12 @@ def _lines(path: Path) -> Iterator[str]:
 def _parse(line: str, place: str) -> Row:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place}: not JSON ({error.msg} at column {error.colno}); write one object a line") from None
+    except (ValueError, RecursionError) as error:  # bad syntax, a number of too many digits, too many brackets
+        raise ValueError(f"{place}: not JSON ({error}); write one object a line") from None
     if not isinstance(row, dict):
         raise ValueError(f"{place}: {type(row).__name__}, not an object; write {{'instruction': ..., 'output': ...}}")
     for name in ("instruction", "input", "prompt"):
-        if not isinstance(row.get(name) or "", str):
+        if not isinstance(row.get(name), str | None):
             raise ValueError(f"{place}: {name} is {type(row[name]).__name__}; write a string")
     prompt = row.get("prompt") or (row.get("instruction") and alpaca_prompt(row["instruction"], row.get("input") or ""))
     if not prompt:
@@ -114,6 +114,10 @@ def _parse(line: str, place: str) -> Row:
     responses = row["output"] if isinstance(row["output"], list) else [row["output"]]
     if not responses or not all(isinstance(response, str) and response.strip() for response in responses):
         raise ValueError(f"{place}: output is empty or not text; write a response or remove the row")
+    try:
+        "".join((prompt, *responses)).encode()
+    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair; tokenizers refuse it
+        raise ValueError(f"{place}: not text ({error.reason}); write whole characters") from None
     return Row(prompt, tuple(responses))
 
 

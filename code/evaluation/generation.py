@@ -4,9 +4,11 @@ In: token ids of prompts. Out: one answer a prompt, on every rank, in the order 
 generator seeded by (seed, batch), so that the answers do not depend on the number of ranks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from torch import distributed as dist
 from tqdm import tqdm
@@ -44,9 +46,10 @@ def generate_answers(
         input_ids, attention_mask = pad_left([prompts[i] for i in indices], tokenizer.pad_token_id, model.device)
         with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
             torch.manual_seed(seed * 1_000_003 + number)
-            generated = model.generate(
-                input_ids=input_ids, attention_mask=attention_mask, generation_config=config, synced_gpus=synced
-            )
+            with own_settings(model, config):
+                generated = model.generate(
+                    input_ids=input_ids, attention_mask=attention_mask, generation_config=config, synced_gpus=synced
+                )
         if number < len(batches):
             answers = tokenizer.batch_decode(generated[:, input_ids.shape[1] :], skip_special_tokens=True)
             mine.update(zip(indices, (answer.strip() for answer in answers)))
@@ -56,6 +59,17 @@ def generate_answers(
         dist.all_gather_object(of_ranks, mine)
         mine = {index: answer for answers in of_ranks for index, answer in answers.items()}
     return [mine[i] for i in range(len(prompts))]
+
+
+@contextmanager
+def own_settings(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+    """`config` in place of the model's own generation config, from which `generate` would fill what `config` leaves."""
+    model = model.get_base_model() if isinstance(model, PeftModel) else model
+    kept, model.generation_config = model.generation_config, config
+    try:
+        yield
+    finally:
+        model.generation_config = kept
 
 
 def generation_config(

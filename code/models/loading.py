@@ -70,6 +70,10 @@ def load_checkpoint(
     """A model to evaluate, its adapter merged: a full checkpoint, an adapter (its base from its own config) or both."""
     if peft_path is None and (Path(path) / "adapter_config.json").is_file():
         peft_path, path = path, adapter_base(path)
+        try:
+            check_model_path("its base", path)
+        except ValueError as error:
+            raise ValueError(f"{peft_path}: {error}; pass --model-path BASE --peft-path {peft_path}") from None
     check_model_path("--model-path", path)
     model = _load(path, dtype, attn_implementation, trust_remote_code)
     tokenizer_path = path
@@ -111,6 +115,10 @@ def adapter_base(path: str) -> str:
 
 
 def _load(path: str, dtype: torch.dtype | str, attn_implementation: str | None, trust_remote_code: bool):
-    return AutoModelForCausalLM.from_pretrained(
-        path, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
-    )
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
+        )
+    except OSError as error:  # no such name on the hub, no connection, or a folder without weights
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: {reason}; pass the folder of a model or a hub id") from None

@@ -15,6 +15,7 @@ from pathlib import Path
 SEED = 20
 SIZES = {"train": 5000, "dev": 200, "valid": 300}
 Row = tuple[str, str, str]  # instruction, input, output
+Phrasings = tuple[list[str], list[str]]  # ways to ask, ways to answer
 
 
 def table(text: str) -> list[list[str]]:
@@ -312,118 +313,138 @@ def lean_sample(rng: random.Random, options: list[str], count: int) -> list[str]
     return chosen
 
 
+def country_facts(rng: random.Random) -> Phrasings:
+    """Its capital or its continent."""
+    pick = rng.choice
+    country, capital, continent = pick(COUNTRIES)
+    if rng.random() < 0.6:
+        asks = [
+            f"What is the capital of {country}?",
+            f"Name the capital city of {country}.",
+            f"Which city is the capital of {country}?",
+            f"Tell me the capital of {country}.",
+        ]
+        says = [
+            f"The capital of {country} is {capital}.",
+            f"{capital} is the capital of {country}.",
+            f"It is {capital}.",
+        ]
+    else:
+        asks = [
+            f"Where is {country}?",
+            f"On which continent is {country}?",
+            f"Which continent is {country} part of?",
+        ]
+        says = [
+            f"{country} is in {continent}.",
+            f"{country} is a country in {continent}.",
+            f"It is in {continent}.",
+        ]
+    return asks, says
+
+
+def job_facts(rng: random.Random) -> Phrasings:
+    """What someone does, where, and with which tool."""
+    pick = rng.choice
+    job, place, tool, task = pick(JOBS)
+    asks, says = pick(
+        [
+            (
+                [f"What does {a(job)} do?", f"Describe the work of {a(job)}.", f"What is the job of {a(job)}?"],
+                [f"{cap(a(job))} {task}.", f"{cap(a(job))} is a person who {task}.", f"This person {task}."],
+            ),
+            (
+                [
+                    f"Where does {a(job)} work?",
+                    f"Name the place where {a(job)} works.",
+                    f"Where would I find {a(job)}?",
+                ],
+                [f"{cap(a(job))} works in {a(place)}.", f"You can find {a(job)} in {a(place)}.", f"In {a(place)}."],
+            ),
+            (
+                [f"What tool does {a(job)} use?", f"Name a tool of {a(job)}.", f"Which tool helps {a(job)}?"],
+                [
+                    f"{cap(a(job))} uses {a(tool)}.",
+                    f"{cap(a(tool))} is a tool of {a(job)}.",
+                    f"The tool is {a(tool)}.",
+                ],
+            ),
+        ]
+    )
+    return asks, says
+
+
+def opposites(rng: random.Random) -> Phrasings:
+    """A word and its opposite, either way round."""
+    pick = rng.choice
+    word, other = pick(OPPOSITES)
+    if rng.random() < 0.5:
+        word, other = other, word
+    asks = [
+        f"What is the opposite of {word}?",
+        f"Give me the opposite of the word {word}.",
+        f"Which word means the opposite of {word}?",
+    ]
+    says = [f"The opposite of {word} is {other}.", f"{cap(other)} is the opposite of {word}.", f"It is {other}."]
+    return asks, says
+
+
+def animal_facts(rng: random.Random) -> Phrasings:
+    """Class, home, food, young or cover of an animal."""
+    pick = rng.choice
+    animal, kind, home, food, young, cover = pick(ANIMALS)
+    asks, says = pick(
+        [
+            (
+                [f"What kind of animal is {a(animal)}?", f"Which class of animals does the {animal} belong to?"],
+                [f"{cap(a(animal))} is {a(kind)}.", f"The {animal} is {a(kind)}.", f"It is {a(kind)}."],
+            ),
+            (
+                [
+                    f"Where does {a(animal)} live?",
+                    f"What is the home of {a(animal)}?",
+                    f"Name the home of the {animal}.",
+                ],
+                [
+                    f"{cap(a(animal))} lives in the {home}.",
+                    f"The home of {a(animal)} is the {home}.",
+                    f"In the {home}.",
+                ],
+            ),
+            (
+                [
+                    f"What does {a(animal)} eat?",
+                    f"Name the food of {a(animal)}.",
+                    f"What is the diet of the {animal}?",
+                ],
+                [f"{cap(a(animal))} eats {food}.", f"The {animal} mostly eats {food}.", f"Mostly {food}."],
+            ),
+            (
+                [
+                    f"What is a young {animal} called?",
+                    f"What do we call a baby {animal}?",
+                    f"Name the young of {a(animal)}.",
+                ],
+                [f"A young {animal} is called {a(young)}.", f"We call it {a(young)}.", f"It is {a(young)}."],
+            ),
+            (
+                [f"What covers the body of {a(animal)}?", f"What is on the outside of {a(animal)}?"],
+                [
+                    f"{cap(a(animal))} has {cover}.",
+                    f"The body of {a(animal)} is covered by {cover}.",
+                    f"It has {cover}.",
+                ],
+            ),
+        ]
+    )
+    return asks, says
+
+
 def open_qa(rng: random.Random) -> Row:
     """A question about a fact of the tables."""
-    pick = rng.choice
-    topic = pick("animal animal animal country country job job opposite".split())
-    if topic == "country":
-        country, capital, continent = pick(COUNTRIES)
-        if rng.random() < 0.6:
-            asks = [
-                f"What is the capital of {country}?",
-                f"Name the capital city of {country}.",
-                f"Which city is the capital of {country}?",
-                f"Tell me the capital of {country}.",
-            ]
-            says = [
-                f"The capital of {country} is {capital}.",
-                f"{capital} is the capital of {country}.",
-                f"It is {capital}.",
-            ]
-        else:
-            asks = [
-                f"Where is {country}?",
-                f"On which continent is {country}?",
-                f"Which continent is {country} part of?",
-            ]
-            says = [
-                f"{country} is in {continent}.",
-                f"{country} is a country in {continent}.",
-                f"It is in {continent}.",
-            ]
-    elif topic == "job":
-        job, place, tool, task = pick(JOBS)
-        asks, says = pick(
-            [
-                (
-                    [f"What does {a(job)} do?", f"Describe the work of {a(job)}.", f"What is the job of {a(job)}?"],
-                    [f"{cap(a(job))} {task}.", f"{cap(a(job))} is a person who {task}.", f"This person {task}."],
-                ),
-                (
-                    [
-                        f"Where does {a(job)} work?",
-                        f"Name the place where {a(job)} works.",
-                        f"Where would I find {a(job)}?",
-                    ],
-                    [f"{cap(a(job))} works in {a(place)}.", f"You can find {a(job)} in {a(place)}.", f"In {a(place)}."],
-                ),
-                (
-                    [f"What tool does {a(job)} use?", f"Name a tool of {a(job)}.", f"Which tool helps {a(job)}?"],
-                    [
-                        f"{cap(a(job))} uses {a(tool)}.",
-                        f"{cap(a(tool))} is a tool of {a(job)}.",
-                        f"The tool is {a(tool)}.",
-                    ],
-                ),
-            ]
-        )
-    elif topic == "opposite":
-        word, other = pick(OPPOSITES)
-        if rng.random() < 0.5:
-            word, other = other, word
-        asks = [
-            f"What is the opposite of {word}?",
-            f"Give me the opposite of the word {word}.",
-            f"Which word means the opposite of {word}?",
-        ]
-        says = [f"The opposite of {word} is {other}.", f"{cap(other)} is the opposite of {word}.", f"It is {other}."]
-    else:
-        animal, kind, home, food, young, cover = pick(ANIMALS)
-        asks, says = pick(
-            [
-                (
-                    [f"What kind of animal is {a(animal)}?", f"Which class of animals does the {animal} belong to?"],
-                    [f"{cap(a(animal))} is {a(kind)}.", f"The {animal} is {a(kind)}.", f"It is {a(kind)}."],
-                ),
-                (
-                    [
-                        f"Where does {a(animal)} live?",
-                        f"What is the home of {a(animal)}?",
-                        f"Name the home of the {animal}.",
-                    ],
-                    [
-                        f"{cap(a(animal))} lives in the {home}.",
-                        f"The home of {a(animal)} is the {home}.",
-                        f"In the {home}.",
-                    ],
-                ),
-                (
-                    [
-                        f"What does {a(animal)} eat?",
-                        f"Name the food of {a(animal)}.",
-                        f"What is the diet of the {animal}?",
-                    ],
-                    [f"{cap(a(animal))} eats {food}.", f"The {animal} mostly eats {food}.", f"Mostly {food}."],
-                ),
-                (
-                    [
-                        f"What is a young {animal} called?",
-                        f"What do we call a baby {animal}?",
-                        f"Name the young of {a(animal)}.",
-                    ],
-                    [f"A young {animal} is called {a(young)}.", f"We call it {a(young)}.", f"It is {a(young)}."],
-                ),
-                (
-                    [f"What covers the body of {a(animal)}?", f"What is on the outside of {a(animal)}?"],
-                    [
-                        f"{cap(a(animal))} has {cover}.",
-                        f"The body of {a(animal)} is covered by {cover}.",
-                        f"It has {cover}.",
-                    ],
-                ),
-            ]
-        )
-    return pick(asks), "", lean(rng, says)
+    facts = {"animal": animal_facts, "country": country_facts, "job": job_facts, "opposite": opposites}
+    asks, says = facts[rng.choice("animal animal animal country country job job opposite".split())](rng)
+    return rng.choice(asks), "", lean(rng, says)
 
 
 def trip(rng: random.Random) -> tuple[dict[str, str], str]:
