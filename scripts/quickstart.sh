@@ -4,7 +4,7 @@
 #
 #   bash scripts/quickstart.sh
 #   KD_OBJ=adakd bash scripts/quickstart.sh        any objective
-#   SEED=20 bash scripts/quickstart.sh             another seed; SEED=20 keeps the teacher of SEED=10 out of the way
+#   SEED=20 bash scripts/quickstart.sh             another seed, in a folder of its own
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
