@@ -562,7 +562,8 @@ def test_deepspeed_config(path):
     assert ("offload" in path.name) == (zero.offload_optimizer is not None)
     assert config.get("zero_force_ds_cpu_optimizer", True) == ("offload" not in path.name)
     # The flags decide these.
-    assert set(config) <= {"zero_optimization", "bf16", "fp16", "zero_force_ds_cpu_optimizer"}
+    assert set(config) <= {"zero_optimization", "bf16", "fp16", "zero_force_ds_cpu_optimizer", "data_types"}
+    assert config.get("data_types", {}) == ({"grad_accum_dtype": "fp32"} if "bf16" in path.name else {})
 
 
 def test_every_deepspeed_config_is_documented():
