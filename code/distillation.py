@@ -61,6 +61,7 @@ def prepare(argv: list[str]) -> Trainer:
 
     tokenizer = load_tokenizer(config.model.model_path, config.model.trust_remote_code)
     train, dev = load_data(config.data, tokenizer)
+    log_data(config.data, train, dev, logger)
     seed_everything(config.train.seed)
     distiller, teacher, layout = load_models(config, criterion, tokenizer, settings, device, logger)
     check_token_ids(config, train, dev, distiller)
@@ -69,7 +70,7 @@ def prepare(argv: list[str]) -> Trainer:
     steps = total_steps(plan, config.train)
     engine = build_engine(distiller, settings, config.train, steps)
     seed_everything(config.train.seed + 1 + dist.get_rank())
-    logger.info("%d examples, %d steps an epoch, %d steps in all", len(train), len(plan), steps)
+    logger.info("%d steps an epoch, %d steps in all", len(plan), steps)
     dev_rows = read_rows(Path(config.data.data_dir) / "dev.jsonl", config.data.dev_num) if dev else []
     return Trainer(
         engine=engine,
@@ -140,6 +141,22 @@ def load_data(
     if first:
         dist.barrier()
     return train, dev
+
+
+def log_data(
+    args: DataArguments, train: InstructionDataset, dev: InstructionDataset | None, logger: logging.Logger
+) -> None:
+    """How much there is, and how much of it was too long."""
+    for name, data in (("train", train), ("dev", dev)):
+        if data is None:
+            logger.info("%s: no %s.jsonl, so nothing ranks the checkpoints: the latest is kept", name, name)
+            continue
+        logger.info("%s: %d examples, %d tokens", name, len(data), data.lengths.sum())
+        if data.cut_prompts or data.cut_responses:
+            logger.info(
+                "%s: %d prompts cut to --max-prompt-length %d, %d responses cut to --max-length %d",
+                *(name, data.cut_prompts, args.max_prompt_length, data.cut_responses, args.max_length),
+            )
 
 
 def load_models(
