@@ -71,7 +71,9 @@ def prepare(argv: list[str]) -> Trainer:
     engine = build_engine(distiller, settings, config.train, steps)
     seed_everything(config.train.seed + 1 + dist.get_rank())
     logger.info("%d steps an epoch, %d steps in all", len(plan), steps)
-    dev_rows = read_rows(Path(config.data.data_dir) / "dev.jsonl", config.data.dev_num) if dev else []
+    # Only generation needs the text again; the dev loss has its token ids.
+    dev_file = Path(config.data.data_dir) / "dev.jsonl"
+    dev_rows = read_rows(dev_file, config.data.dev_num) if config.train.eval_gen else []
     return Trainer(
         engine=engine,
         teacher=teacher,

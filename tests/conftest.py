@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "code"), str(ROOT / "tests")]
@@ -43,3 +44,12 @@ def rows(tmp_path_factory) -> Path:
     for name, part in (("train", all_rows[:24]), ("dev", all_rows[24:29]), ("valid", all_rows[29:])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     return folder
+
+
+@pytest.fixture
+def one_thread():
+    """Small tensors: a second thread costs more than it brings."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

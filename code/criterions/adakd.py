@@ -96,7 +96,7 @@ class AdaKD(Criterion):
         selected_N, temperature_N = plan.selected_N[mine], plan.temperature_N[mine]
 
         # Every rank divides by the tokens of the whole step; KD is a mean over the positions selected in it.
-        per_selected = self._plan.total_tokens / max(1, sum(map(self._count, self._plan.tokens)))
+        per_selected = self._plan.total_tokens / self._selected_tokens
         sums = rows.walk(
             self.base,
             ce_weight=1 - self.args.kd_rate,
@@ -122,15 +122,16 @@ class AdaKD(Criterion):
         if dist.is_initialized():
             dist.all_reduce(self._sums)
         used_ratio = self.ratio
-        selected_tokens = max(1, sum(map(self._count, self._plan.tokens)))
         selected_sum, all_sum = self._sums.tolist()
-        self.update(selected_sum / selected_tokens)
+        selected_loss = selected_sum / self._selected_tokens  # before `update` changes the ratio
+        self.update(selected_loss)
+        average = math.nan if self.average is None else self.average
         low, middle, high = (0.0,) * 3 if self._quantiles is None else self._quantiles.tolist()
         return {
             "adakd_ratio": used_ratio,
-            "adakd_average_loss": self.average if self.average is not None else math.nan,
-            "adakd_reference_loss": self.reference if self.reference is not None else self.average or math.nan,
-            "adakd_selected_loss": selected_sum / selected_tokens,
+            "adakd_average_loss": average,
+            "adakd_reference_loss": average if self.reference is None else self.reference,
+            "adakd_selected_loss": selected_loss,
             "adakd_all_token_loss": all_sum / max(1, self._plan.total_tokens),
             "adakd_tau_q05": low,
             "adakd_tau_q50": middle,
@@ -164,6 +165,11 @@ class AdaKD(Criterion):
     def load_state_dict(self, state: dict) -> None:
         self.ratio, self.average = state["ratio"], state["average"]
         self.reference, self.step = state["reference"], state["step"]
+
+    @property
+    def _selected_tokens(self) -> int:
+        """Positions selected in the whole step; known without looking at a score."""
+        return max(1, sum(map(self._count, self._plan.tokens)))
 
     def _count(self, positions: int) -> int:
         return min(positions, max(1, int(self.ratio * positions)))

@@ -134,13 +134,13 @@ class _Walk:
                 yield order_N[rows], False
 
     def loss(self, logits_CV: Tensor, rows: slice | Tensor, with_kd: bool) -> LossSums:
-        rows_of, labels_C = self.rows, self.rows.labels_N[rows]
+        labels_C = self.rows.labels_N[rows]
         with torch.set_grad_enabled(self.ce_weight > 0 and logits_CV.requires_grad):
             ce = F.cross_entropy(logits_CV, labels_C, reduction="sum")
         if not with_kd:
             return LossSums(self.ce_weight * ce, ce, torch.zeros_like(ce))
         student_logits_CV = self._tempered(logits_CV, rows)
-        teacher_logits_CV = self._tempered(rows_of.teacher_logits(rows), rows)
+        teacher_logits_CV = self._tempered(self.rows.teacher_logits(rows), rows)
         kd_C = self.criterion.token_loss(student_logits_CV, teacher_logits_CV, labels_C)
         kd = (kd_C if self.kd_scale is None else kd_C * self.kd_scale[rows]).sum()
         return LossSums(self.ce_weight * ce + self.kd_weight * kd, ce, kd)

@@ -111,12 +111,7 @@ def live_teacher(vocabulary=SHARED):
     return LiveTeacher(split(teacher(), vocabulary))
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # The two ways to a loss

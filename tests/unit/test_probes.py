@@ -66,12 +66,7 @@ every_attention = pytest.mark.parametrize("attention", ["sdpa", "eager"])
 every_model = pytest.mark.parametrize("name, attention", ATTENTION)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def build(name, attention="eager"):
