@@ -176,7 +176,7 @@ class KDArguments:
     adakd_delta: float = field(default=0.05, metadata={"help": "adakd: relative size of such a move."})
     adakd_warmup_ratio: float = field(default=0.05, metadata={"help": "adakd: share of steps with all positions."})
     loss_chunk_mb: int = field(
-        default=32, metadata={"help": "Size in MB of one [rows, vocabulary] fp32 block of the chunked loss."}
+        default=64, metadata={"help": "Size in MB of one model's logits in the chunked loss, counted in fp32."}
     )
 
     def __post_init__(self):

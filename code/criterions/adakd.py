@@ -77,12 +77,12 @@ class AdaKD(Criterion):
     def plan(self, difficulty_N: Tensor) -> TokenPlan:
         """LATF and IDTS for the positions of one micro-step over all ranks."""
         selected_N = torch.zeros_like(difficulty_N, dtype=torch.bool)
-        count = self._count(len(difficulty_N))
         # Stable: equal scores take the earlier position, whichever sort the device has.
-        selected_N[difficulty_N.sort(descending=True, stable=True).indices[:count]] = True
+        hardest_K = difficulty_N.argsort(descending=True, stable=True)[: self._count(len(difficulty_N))]
+        selected_N[hardest_K] = True
         temperature_N = torch.full_like(difficulty_N, self.args.adakd_tau_base)
-        if count and self.args.adakd_idts != "off":
-            median = difficulty_N[selected_N].median()  # of an even count the lower middle
+        if len(hardest_K) and self.args.adakd_idts != "off":
+            median = difficulty_N[hardest_K].median()  # of an even count the lower middle
             relative_N = (difficulty_N.clamp_min(TINY) / median.clamp_min(TINY)).log().tanh()
             strength = self.args.adakd_c if self.args.adakd_idts == "inverse" else -self.args.adakd_c
             temperature_N = self.args.adakd_tau_base * (-strength * relative_N).exp()
@@ -108,7 +108,7 @@ class AdaKD(Criterion):
         self._sums += torch.stack([sums.kd / per_selected, kd_N.sum()])
         if len(everyones_difficulty):
             levels = temperature_N.new_tensor([0.05, 0.5, 0.95])
-            self._quantiles = plan.temperature_N[plan.selected_N].quantile(levels)
+            self._quantiles = plan.temperature_N.where(plan.selected_N, torch.nan).nanquantile(levels)
         return sums._replace(ce=ce_N.sum())
 
     def prepare(self, total_steps: int) -> None:

@@ -123,9 +123,19 @@ def build_criterion(name: str, args: KDArguments) -> Criterion:
 
 def log_probabilities(student_logits_NV: Tensor, teacher_logits_NV: Tensor) -> tuple[Tensor, Tensor]:
     """log q, log p. Where either is 0, both become ABSENT, so that the entry adds 0 to any divergence of the two."""
-    absent_NV = torch.isneginf(student_logits_NV) | torch.isneginf(teacher_logits_NV)
     log_q_NV, log_p_NV = student_logits_NV.log_softmax(-1), teacher_logits_NV.log_softmax(-1)
+    if not (_may_be_absent(student_logits_NV) or _may_be_absent(teacher_logits_NV)):
+        return log_q_NV, log_p_NV
+    absent_NV = torch.isneginf(student_logits_NV) | torch.isneginf(teacher_logits_NV)
     return log_q_NV.masked_fill(absent_NV, ABSENT), log_p_NV.masked_fill(absent_NV, ABSENT)
+
+
+def _may_be_absent(logits_NV: Tensor) -> bool:
+    """Whether an entry is -inf; heads hardly ever say so, and masking costs a CPU as much as the divergence itself.
+
+    An accelerator is not asked: the answer would have to wait for it.
+    """
+    return not logits_NV.is_cpu or (logits_NV.numel() > 0 and bool(logits_NV.detach().amin().isneginf()))
 
 
 def expectation(log_weights_NV: Tensor, values_NV: Tensor) -> Tensor:
@@ -137,7 +147,10 @@ def log_mixture(log_a_NV: Tensor, log_b_NV: Tensor, weight_of_a: float) -> Tenso
     """log(weight * a + (1 - weight) * b) in log space, from the larger of the two; exactly log a where a = b."""
     if weight_of_a in (0, 1):
         return log_a_NV if weight_of_a else log_b_NV
-    log_ratio_NV = log_a_NV - log_b_NV
-    from_b_NV = log_b_NV + (weight_of_a * log_ratio_NV.clamp(max=0).expm1()).log1p()
-    from_a_NV = log_a_NV + ((1 - weight_of_a) * (-log_ratio_NV).clamp(max=0).expm1()).log1p()
-    return torch.where(log_ratio_NV > 0, from_a_NV, from_b_NV)
+    a_is_larger_NV = log_a_NV > log_b_NV
+    larger_NV = torch.where(a_is_larger_NV, log_a_NV, log_b_NV)
+    smaller_NV = torch.where(a_is_larger_NV, log_b_NV, log_a_NV)
+    weight_of_smaller = weight_of_a
+    if weight_of_a != 0.5:
+        weight_of_smaller = weight_of_a + (1 - 2 * weight_of_a) * a_is_larger_NV.to(log_a_NV.dtype)
+    return larger_NV + (weight_of_smaller * (smaller_NV - larger_NV).expm1()).log1p()

@@ -5,8 +5,11 @@ already computed. For every chunk, one autograd function makes both models' logi
 and accumulates the gradients of the hidden states and, if it trains, of the head, before the next chunk is made; so
 memory does not grow with the number of positions.
 
-Shapes: N response positions of a micro-batch on this rank, C of them in a chunk, V shared vocabulary, D and E hidden
-sizes of student and teacher.
+A chunk is large, for the matrix products; on a CPU the passes over its logits go by blocks of a few rows that stay in
+the cache, and the gradient of a block takes the place of its logits.
+
+Shapes: N response positions of a micro-batch on this rank, C of them in a chunk, B of those in a block, V shared
+vocabulary, D and E hidden sizes of student and teacher.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,6 +22,10 @@ from torch.nn import functional as F
 
 from criterions.base import Criterion
 
+# fp32 logits of a block. On a CPU a few times this much fits the second-level caches, and memory that small is taken
+# from the heap again and again instead of from the system; an accelerator takes a chunk as one block.
+CPU_BLOCK_BYTES = 2**21
+
 
 class Head(Protocol):
     """What turns hidden states into logits; see `models.heads`."""
@@ -28,8 +35,8 @@ class Head(Protocol):
     def parameters(self) -> tuple[Tensor | None, Tensor | None]:
         """weight and bias, as they are now."""
 
-    def project(self, hidden_CD: Tensor) -> Tensor:
-        """raw_CV: the matrix product alone."""
+    def project(self, hidden_CD: Tensor, out_CV: Tensor | None = None) -> Tensor:
+        """raw_CV: the matrix product alone; in `out_CV` if there is one."""
 
     def finish(self, raw_CV: Tensor) -> Tensor:
         """logits_CV in fp32: scaling and softcapping, elementwise and differentiable."""
@@ -89,21 +96,73 @@ class ResponseRows:
 
     @torch.no_grad()
     def score(self, function: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """`function(student_logits_CV, teacher_logits_CV, labels_C)` of every chunk, without gradient, concatenated."""
-        scores = []
+        """`function(student_logits_BV, teacher_logits_BV, labels_B)` of every block, without gradient, concatenated."""
+        scores, project = [], _Projections(self)
         for rows in self.chunks(len(self.labels_N)):
-            student_logits_CV = self.head.finish(self.head.project(self.hidden_ND[rows]))
-            scores.append(function(student_logits_CV, self.teacher_logits(rows), self.labels_N[rows]))
+            for block in project(rows, with_teacher=True).blocks():
+                student_logits_BV = self.head.finish(block.raw_CV)
+                teacher_logits_BV = self.teacher_head.finish(block.teacher_raw_CV)
+                scores.append(function(student_logits_BV, teacher_logits_BV, block.labels_C))
         return tuple(torch.cat(parts) for parts in zip(*scores))
 
-    def teacher_logits(self, rows: slice | Tensor) -> Tensor:
-        return self.teacher_head.finish(self.teacher_head.project(self.teacher_hidden_NE[rows]))
+    @property
+    def chunk_rows(self) -> int:
+        return max(1, self.chunk_bytes // (4 * self.head.vocabulary_size))
 
     def chunks(self, count: int, start: int = 0) -> Iterator[slice]:
         """Slices of `count` rows from `start` on; one empty slice where there is none, so that shapes hold."""
-        size = max(1, self.chunk_bytes // (4 * self.head.vocabulary_size))
-        for first in range(start, start + max(1, count), size):
-            yield slice(first, min(first + size, start + count))
+        for first in range(start, start + max(1, count), self.chunk_rows):
+            yield slice(first, min(first + self.chunk_rows, start + count))
+
+
+class _Chunk(NamedTuple):
+    """Raw logits of some rows, and what belongs to each row."""
+
+    raw_CV: Tensor
+    teacher_raw_CV: Tensor | None
+    labels_C: Tensor
+    temperature: float | Tensor  # one for all, or [C]
+    kd_scale_C: Tensor | None
+
+    def blocks(self) -> Iterator["_Chunk"]:
+        """Views of a few rows each; one, empty, of an empty chunk."""
+        rows, vocabulary_size = self.raw_CV.shape
+        size = max(1, CPU_BLOCK_BYTES // (4 * vocabulary_size)) if self.raw_CV.device.type == "cpu" else max(1, rows)
+        for first in range(0, max(1, rows), size):
+            block = slice(first, first + size)
+            yield _Chunk(*(part[block] if isinstance(part, Tensor) else part for part in self))
+
+
+class _Projections:
+    """Makes the raw logits of one chunk after the other, in the same memory."""
+
+    def __init__(self, rows: ResponseRows):
+        self.rows = rows
+        self._memory: dict[str, Tensor] = {}
+
+    def __call__(
+        self,
+        rows: slice | Tensor,
+        with_teacher: bool,
+        temperature: float | Tensor = 1.0,
+        kd_scale: Tensor | None = None,
+    ) -> _Chunk:
+        source = self.rows
+        return _Chunk(
+            raw_CV=self._project("student", source.head, source.hidden_ND[rows]),
+            teacher_raw_CV=self._project("teacher", source.teacher_head, source.teacher_hidden_NE[rows])
+            if with_teacher
+            else None,
+            labels_C=source.labels_N[rows],
+            temperature=temperature[rows] if isinstance(temperature, Tensor) else temperature,
+            kd_scale_C=None if kd_scale is None else kd_scale[rows],
+        )
+
+    def _project(self, name: str, head: Head, hidden_CD: Tensor) -> Tensor:
+        if name not in self._memory:
+            rows = min(self.rows.chunk_rows, len(self.rows.labels_N))
+            self._memory[name] = hidden_CD.new_empty(rows, head.vocabulary_size)
+        return head.project(hidden_CD, self._memory[name][: len(hidden_CD)])
 
 
 @dataclass(frozen=True)
@@ -133,22 +192,30 @@ class _Walk:
             for rows in self.rows.chunks(len(order_N) - selected, start=selected):
                 yield order_N[rows], False
 
-    def loss(self, logits_CV: Tensor, rows: slice | Tensor, with_kd: bool) -> LossSums:
-        labels_C = self.rows.labels_N[rows]
-        with torch.set_grad_enabled(self.ce_weight > 0 and logits_CV.requires_grad):
-            ce = F.cross_entropy(logits_CV, labels_C, reduction="sum")
-        if not with_kd:
+    def projected(self) -> Iterator[tuple[slice | Tensor, _Chunk]]:
+        project = _Projections(self.rows)
+        for rows, with_kd in self.chunks():
+            yield rows, project(rows, with_kd, self.temperature, self.kd_scale)
+
+    def loss(self, block: _Chunk, raw_BV: Tensor) -> LossSums:
+        """Sums of a block; `raw_BV` are its raw logits as a leaf that may require a gradient."""
+        logits_BV = self.rows.head.finish(raw_BV)
+        with torch.set_grad_enabled(self.ce_weight > 0 and raw_BV.requires_grad):
+            ce = F.cross_entropy(logits_BV, block.labels_C, reduction="sum")
+        if block.teacher_raw_CV is None:
             return LossSums(self.ce_weight * ce, ce, torch.zeros_like(ce))
-        student_logits_CV = self._tempered(logits_CV, rows)
-        teacher_logits_CV = self._tempered(self.rows.teacher_logits(rows), rows)
-        kd_C = self.criterion.token_loss(student_logits_CV, teacher_logits_CV, labels_C)
-        kd = (kd_C if self.kd_scale is None else kd_C * self.kd_scale[rows]).sum()
+        teacher_logits_BV = self.rows.teacher_head.finish(block.teacher_raw_CV)
+        kd_B = self.criterion.token_loss(
+            _tempered(logits_BV, block.temperature), _tempered(teacher_logits_BV, block.temperature), block.labels_C
+        )
+        kd = (kd_B if block.kd_scale_C is None else kd_B * block.kd_scale_C).sum()
         return LossSums(self.ce_weight * ce + self.kd_weight * kd, ce, kd)
 
-    def _tempered(self, logits_CV: Tensor, rows: slice | Tensor) -> Tensor:
-        if isinstance(self.temperature, Tensor):
-            return logits_CV / self.temperature[rows, None]
-        return logits_CV if self.temperature == 1 else logits_CV / self.temperature
+
+def _tempered(logits_BV: Tensor, temperature: float | Tensor) -> Tensor:
+    if isinstance(temperature, Tensor):
+        return logits_BV / temperature[:, None]
+    return logits_BV if temperature == 1 else logits_BV / temperature
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -168,20 +235,20 @@ class _ChunkedLoss(torch.autograd.Function):
         ctx.scale = 1024.0 if hidden_ND.dtype == torch.float16 else 1.0
         sums = torch.zeros(3, device=hidden_ND.device, dtype=accumulate["dtype"])
 
-        for rows, with_kd in walk.chunks():
-            hidden_CD = hidden_ND[rows]
-            raw_CV = head.project(hidden_CD).requires_grad_(needs_gradient)
-            with torch.set_grad_enabled(needs_gradient):
-                chunk = walk.loss(head.finish(raw_CV), rows, with_kd)
-            sums += torch.stack(chunk).detach()
-            if not chunk.loss.requires_grad:
-                continue
-            (grad_raw_CV,) = torch.autograd.grad(chunk.loss, raw_CV, torch.full_like(chunk.loss, ctx.scale))
-            del chunk
+        for rows, chunk in walk.projected():
+            for block in chunk.blocks():
+                raw_BV = block.raw_CV.detach().requires_grad_(needs_gradient)
+                with torch.set_grad_enabled(needs_gradient):
+                    block_sums = walk.loss(block, raw_BV)
+                sums += torch.stack(block_sums).detach()
+                if needs_gradient:
+                    scale = torch.full_like(block_sums.loss, ctx.scale)
+                    block.raw_CV.copy_(*torch.autograd.grad(block_sums.loss, raw_BV, scale))
+            grad_raw_CV = chunk.raw_CV
             if needs_hidden:
                 grad_hidden_ND[rows] = head.project_backward(grad_raw_CV)
             if needs_weight:
-                head.accumulate_weight_gradient(grad_weight_VD, grad_raw_CV, hidden_CD)
+                head.accumulate_weight_gradient(grad_weight_VD, grad_raw_CV, hidden_ND[rows])
             if needs_bias:
                 grad_bias_V[: head.vocabulary_size] += grad_raw_CV.sum(0, dtype=grad_bias_V.dtype)
 

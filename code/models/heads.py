@@ -8,7 +8,6 @@ Shapes: R rows of a batch, T tokens of a row, N response positions, C of them in
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from data_utils.batches import Batch
@@ -31,9 +30,11 @@ class LanguageModelHead:
     def parameters(self) -> tuple[Tensor, Tensor | None]:
         return self.linear.weight, self.linear.bias
 
-    def project(self, hidden_CD: Tensor) -> Tensor:
+    def project(self, hidden_CD: Tensor, out_CV: Tensor | None = None) -> Tensor:
         bias = self.linear.bias
-        return F.linear(hidden_CD, self._weight(), None if bias is None else bias[: self.vocabulary_size])
+        if bias is None:
+            return torch.mm(hidden_CD, self._weight().T, out=out_CV)
+        return torch.addmm(bias[: self.vocabulary_size], hidden_CD, self._weight().T, out=out_CV)
 
     def finish(self, raw_CV: Tensor) -> Tensor:
         logits_CV = raw_CV.to(torch.promote_types(raw_CV.dtype, torch.float32))
@@ -70,8 +71,8 @@ class ModelLogits:
     def parameters(self) -> tuple[None, None]:
         return None, None
 
-    def project(self, logits_CV: Tensor) -> Tensor:
-        return logits_CV
+    def project(self, logits_CV: Tensor, out_CV: Tensor | None = None) -> Tensor:
+        return logits_CV if out_CV is None else out_CV.copy_(logits_CV)
 
     def finish(self, logits_CV: Tensor) -> Tensor:
         return logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))

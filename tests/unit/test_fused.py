@@ -188,6 +188,11 @@ def assert_same(actual, expected):
         )
 
 
+@pytest.fixture(autouse=True)
+def blocks_of_three_rows(monkeypatch):
+    monkeypatch.setattr("criterions.fused.CPU_BLOCK_BYTES", 3 * 4 * SHARED)
+
+
 # Every objective, every head
 
 
