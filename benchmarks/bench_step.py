@@ -79,7 +79,7 @@ def measure(variant: str, args: argparse.Namespace) -> dict:
             sums = dense_loss(student, teacher, batch, args.objective, kd.kd_rate, TEMPERATURE)
             loss = sums.loss_sum / sums.tokens
         else:
-            batch = collate(examples, 0, MAX_LENGTH, packed=True)
+            batch = collate(examples, 0, MAX_LENGTH, "packed")
             loss = distiller(batch, live.states(batch)).loss / len(batch.labels_N)
         loss.backward()
         optimizer.step()

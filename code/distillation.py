@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from arguments import DataArguments, TrainArguments, TrainConfig, parse_train_arguments
 from criterions import Criterion, build_criterion
-from data_utils.batches import EpochPlan
+from data_utils.batches import EpochPlan, Layout
 from data_utils.dataset import InstructionDataset, load_instruction_data, read_rows
 from distiller import Distiller
 from models.loading import check_adapter_path, check_model_path, load_student, load_teacher, load_tokenizer
@@ -78,7 +78,7 @@ def prepare(argv: list[str]) -> Trainer:
         engine=engine,
         teacher=teacher,
         tokenizer=tokenizer,
-        data=Data(train, dev, dev_rows, packed=layout != "padded", one_row=layout == "packed into one row"),
+        data=Data(train, dev, dev_rows, layout),
         plan=plan,
         data_args=config.data,
         args=config.train,
@@ -168,7 +168,7 @@ def load_models(
     settings: dict,
     device: torch.device,
     logger: logging.Logger,
-) -> tuple[Distiller, LiveTeacher | None, str]:
+) -> tuple[Distiller, LiveTeacher | None, Layout]:
     """The distiller, the teacher if the objective needs one, and how examples are laid out in a batch."""
     dtype = training_dtype(settings)
     student = load_student(config.model, dtype).to(device)
@@ -196,12 +196,11 @@ def load_models(
     return Distiller(splits[0], criterion, config.kd.loss_chunk_mb), teacher, layout
 
 
-def batch_layout(models: list[PreTrainedModel]) -> str:
+def batch_layout(models: list[PreTrainedModel]) -> Layout:
     """The best layout in which every model tells the examples of a row apart."""
-    if all(packing_is_exact(model) for model in models):
-        return "packed"
-    if all(packing_is_exact(model, one_row=True) for model in models):
-        return "packed into one row"
+    for layout in ("packed", "packed into one row"):
+        if all(packing_is_exact(model, layout) for model in models):
+            return layout
     return "padded"
 
 

@@ -8,10 +8,14 @@ Shapes: R rows, T tokens of a row, N response positions.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+
+# How the examples of a batch lie in its rows; see `collate`.
+Layout = Literal["packed", "packed into one row", "padded"]
 
 
 @dataclass(frozen=True)
@@ -51,23 +55,17 @@ def collate(
     examples: Sequence[Example],
     pad_id: int,
     max_length: int,
-    packed: bool,
+    layout: Layout,
     rows_of_ranks: tuple[int, ...] = (0,),
-    one_row: bool = False,
 ) -> Batch:
     """One batch of all examples; of none, a batch of one pad token that keeps a rank in step with the others.
 
-    Packed: rows of at most `max_length` tokens, `position_ids` restart at each example, row ends are a dummy example.
-    With `one_row` all of them share a row, whatever its length: what variable-length attention kernels want.
-    Padded: one example a row, pads on the right, an attention mask.
+    packed: rows of at most `max_length` tokens, `position_ids` restart at each example, row ends are a dummy example.
+    packed into one row: whatever its length; what variable-length attention kernels want.
+    padded: one example a row, pads on the right, an attention mask.
     """
     lengths = [len(example) for example in examples]
-    if packed and one_row:
-        rows = [list(range(len(examples)))] if examples else []
-    elif packed:
-        rows = pack(lengths, max_length)
-    else:
-        rows = [[i] for i in range(len(examples))]
+    rows = place(lengths, max_length, layout)
     width = max([sum(lengths[i] for i in row) for row in rows], default=1)
     input_ids = np.full((max(1, len(rows)), width), pad_id, dtype=np.int64)
     position_ids = np.tile(np.arange(width), (len(input_ids), 1))
@@ -92,11 +90,20 @@ def collate(
         input_ids_RT=torch.from_numpy(input_ids),
         response_positions=torch.from_numpy(np.concatenate(positions or [np.zeros(0, dtype=np.int64)])),
         labels_N=torch.from_numpy(np.concatenate(labels or [np.zeros(0, dtype=np.int64)])),
-        position_ids_RT=torch.from_numpy(position_ids) if packed else None,
-        attention_mask_RT=None if packed else torch.from_numpy(attention_mask),
+        position_ids_RT=None if layout == "padded" else torch.from_numpy(position_ids),
+        attention_mask_RT=torch.from_numpy(attention_mask) if layout == "padded" else None,
         rows_of_ranks=rows_of_ranks,
         tokens=sum(lengths),
     )
+
+
+def place(lengths: Sequence[int], max_length: int, layout: Layout) -> list[list[int]]:
+    """Indices of the examples of each row."""
+    if layout == "packed":
+        return pack(lengths, max_length)
+    if layout == "packed into one row":
+        return [list(range(len(lengths)))] if lengths else []
+    return [[i] for i in range(len(lengths))]
 
 
 def pack(lengths: Sequence[int], max_length: int) -> list[list[int]]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from data_utils.batches import Batch, Example, collate
+from data_utils.batches import Batch, Example, Layout, collate
 from models.heads import ModelLogits, SplitModel, find_head, unwrap_peft
 
 # Root mean square difference of logits, in units of their spread, that rounding explains. The same hidden states go
@@ -36,27 +36,27 @@ def split(model: PreTrainedModel, vocabulary_size: int | None = None) -> SplitMo
 def head_is_exact(model: SplitModel) -> bool:
     """Whether the head gives the model's own logits."""
     with _evaluating(model.model):
-        batch = collate(_examples(model.model), 0, max_length=1, packed=False).to(model.model.device)
+        batch = collate(_examples(model.model), 0, max_length=1, layout="padded").to(model.model.device)
         own_NV = _own_logits(model.model, batch)
         split_NV = model.head.finish(model.head.project(model.hidden_states(batch)))
     return own_NV.shape == split_NV.shape and _distance(own_NV, split_NV) <= HEAD_TOLERANCE[model.model.dtype]
 
 
 @torch.no_grad()
-def packing_is_exact(model: PreTrainedModel, one_row: bool = False) -> bool:
+def packing_is_exact(model: PreTrainedModel, layout: Layout = "packed") -> bool:
     """Whether examples in shared rows, told apart by `position_ids` alone, get the logits that they get alone.
 
-    one_row: all examples in one row; variable-length attention kernels tell them apart there only.
+    layout: one of the packed ones; variable-length attention kernels tell examples apart in one row only.
     """
-    examples = _examples(model)
+    examples, rows = _examples(model), 2 if layout == "packed" else 1
     with _evaluating(model):
-        packed = _packed(examples, 1 if one_row else 2).to(model.device)
+        packed = _packed(examples, rows).to(model.device)
         try:
             packed_NV = _own_logits(model, packed)
         except TypeError:  # a forward without `position_ids`
             return False
-        alone_NV = torch.cat([_own_logits(model, collate([e], 0, 1, packed=False).to(model.device)) for e in examples])
-        alone_NV = alone_NV.repeat(1 if one_row else 2, 1)
+        alone_NV = torch.cat([_own_logits(model, collate([e], 0, 1, "padded").to(model.device)) for e in examples])
+        alone_NV = alone_NV.repeat(rows, 1)
     return _distance(packed_NV, alone_NV) <= PACKING_TOLERANCE[model.dtype]
 
 
@@ -68,7 +68,7 @@ def _examples(model: PreTrainedModel) -> list[Example]:
 
 def _packed(examples: list[Example], rows: int) -> Batch:
     """The examples in one row, `rows` times over, where `collate` would prefer short rows."""
-    row = collate(examples, 0, max_length=1, packed=True, one_row=True)
+    row = collate(examples, 0, max_length=1, layout="packed into one row")
     starts = torch.arange(rows) * row.input_ids_RT.shape[1]
     return replace(
         row,

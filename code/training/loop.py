@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from arguments import DataArguments, GenerationArguments, TrainArguments
 from criterions import StepPlan
-from data_utils.batches import Batch, EpochPlan, Step, collate
+from data_utils.batches import Batch, EpochPlan, Layout, Step, collate
 from data_utils.dataset import InstructionDataset, Row
 from data_utils.prompts import cut_prompts, encode_prompts
 from distiller import Distiller
@@ -39,8 +39,7 @@ class Data:
     train: InstructionDataset
     dev: InstructionDataset | None
     dev_rows: Sequence[Row]
-    packed: bool
-    one_row: bool
+    layout: Layout
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ class Trainer:
     def _batch(self, data: InstructionDataset, indices: Sequence[int], rows_of_ranks: tuple[int, ...]) -> Batch:
         examples = [data[i] for i in indices]
         pad_id, length = self.tokenizer.pad_token_id, self.data_args.max_length
-        batch = collate(examples, pad_id, length, self.data.packed, rows_of_ranks, self.data.one_row)
+        batch = collate(examples, pad_id, length, self.data.layout, rows_of_ranks)
         return batch.to(self.engine.device)
 
     def _log(self, step: int, epoch: int, lr: float, extras: dict[str, float]) -> None:

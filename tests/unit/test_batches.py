@@ -1,12 +1,14 @@
 """Packing, collation and the plan of an epoch: nothing is lost, nothing is doubled, and the restart finds its place."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_utils.batches import Batch, EpochPlan, Example, collate, pack
+from data_utils.batches import Batch, EpochPlan, Example, Layout, collate, pack
 
 PAD = 0
 quick = settings(max_examples=150, deadline=None)
@@ -21,6 +23,7 @@ example_lists = st.lists(
     max_size=9,
 )
 max_lengths = st.integers(1, 90)
+LAYOUTS = get_args(Layout)
 
 
 def predictions(batch: Batch) -> list[tuple[tuple[int, ...], int]]:
@@ -86,9 +89,9 @@ def test_of_equal_areas_the_shorter_rows_win():
 
 
 @quick
-@given(examples=example_lists, max_length=max_lengths, packed=st.booleans())
-def test_the_loss_reads_exactly_the_response_tokens(examples, max_length, packed):
-    batch = collate(examples, PAD, max_length, packed)
+@given(examples=example_lists, max_length=max_lengths, layout=st.sampled_from(LAYOUTS))
+def test_the_loss_reads_exactly_the_response_tokens(examples, max_length, layout):
+    batch = collate(examples, PAD, max_length, layout)
     assert sorted(predictions(batch)) == sorted(wanted_predictions(examples))
     assert batch.tokens == sum(map(len, examples))
     assert len(set(batch.response_positions.tolist())) == len(batch.labels_N) == len(batch.response_positions)
@@ -97,7 +100,7 @@ def test_the_loss_reads_exactly_the_response_tokens(examples, max_length, packed
 @quick
 @given(examples=example_lists, max_length=max_lengths)
 def test_packed_rows_hold_each_example_once_and_positions_restart(examples, max_length):
-    batch = collate(examples, PAD, max_length, packed=True)
+    batch = collate(examples, PAD, max_length, "packed")
     assert batch.attention_mask_RT is None
     found = []
     for ids, positions in zip(batch.input_ids_RT.tolist(), batch.position_ids_RT.tolist()):
@@ -115,7 +118,7 @@ def test_packed_rows_hold_each_example_once_and_positions_restart(examples, max_
 @quick
 @given(examples=example_lists, max_length=max_lengths)
 def test_one_row_holds_all_examples(examples, max_length):
-    batch = collate(examples, PAD, max_length, packed=True, one_row=True)
+    batch = collate(examples, PAD, max_length, "packed into one row")
     assert batch.input_ids_RT.shape == (1, sum(map(len, examples)))  # nothing is padding
     assert int((batch.position_ids_RT == 0).sum()) == len(examples)
     assert sorted(predictions(batch)) == sorted(wanted_predictions(examples))
@@ -124,7 +127,7 @@ def test_one_row_holds_all_examples(examples, max_length):
 @quick
 @given(examples=example_lists)
 def test_padded_rows_are_the_examples_in_order(examples):
-    batch = collate(examples, PAD, 10, packed=False)
+    batch = collate(examples, PAD, 10, "padded")
     assert batch.position_ids_RT is None
     lengths = [len(example) for example in examples]
     assert batch.input_ids_RT.shape == (len(examples), max(lengths))
@@ -137,36 +140,35 @@ def test_padded_rows_are_the_examples_in_order(examples):
 
 def test_pads_inside_the_text_are_tokens():
     """PAD may be the EOS: lengths say where an example ends, not the ids."""
-    batch = collate([Example([PAD, 5], [6, PAD]), Example([7], [PAD])], PAD, 6, packed=False)
+    batch = collate([Example([PAD, 5], [6, PAD]), Example([7], [PAD])], PAD, 6, "padded")
     assert sorted(batch.labels_N.tolist()) == [PAD, PAD, 6]
     assert batch.attention_mask_RT.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
 
 
 def test_a_response_without_a_prompt_starts_at_its_second_token():
-    for packed in (True, False):
-        batch = collate([Example([], [5, 6, 7])], PAD, 10, packed)
+    for layout in LAYOUTS:
+        batch = collate([Example([], [5, 6, 7])], PAD, 10, layout)
         assert (batch.response_positions.tolist(), batch.labels_N.tolist()) == ([0, 1], [6, 7])
 
 
 def test_an_example_without_a_response_adds_no_loss():
-    for packed in (True, False):
-        batch = collate([Example([5, 6], []), Example([7], [8])], PAD, 10, packed)
+    for layout in LAYOUTS:
+        batch = collate([Example([5, 6], []), Example([7], [8])], PAD, 10, layout)
         assert predictions(batch) == [((7,), 8)]
 
 
-@pytest.mark.parametrize("packed", [True, False])
-@pytest.mark.parametrize("one_row", [True, False])
-def test_an_empty_batch_keeps_the_rank_in_step(packed, one_row):
-    batch = collate([], PAD, 16, packed, rows_of_ranks=(4, 0), one_row=one_row)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_empty_batch_keeps_the_rank_in_step(layout):
+    batch = collate([], PAD, 16, layout, rows_of_ranks=(4, 0))
     assert batch.input_ids_RT.tolist() == [[PAD]]
     assert batch.response_positions.tolist() == batch.labels_N.tolist() == []
     assert batch.response_positions.dtype == batch.labels_N.dtype == torch.int64
     assert (batch.tokens, batch.rows_of_ranks) == (0, (4, 0))
-    assert batch.position_ids_RT is not None if packed else batch.attention_mask_RT.tolist() == [[1]]
+    assert batch.attention_mask_RT.tolist() == [[1]] if layout == "padded" else batch.position_ids_RT is not None
 
 
 def test_batches_move_whole():
-    batch = collate([Example([5], [6])], PAD, 16, packed=True, rows_of_ranks=(1,))
+    batch = collate([Example([5], [6])], PAD, 16, "packed", rows_of_ranks=(1,))
     moved = batch.to(torch.device("meta"))
     assert moved.input_ids_RT.device.type == moved.labels_N.device.type == moved.position_ids_RT.device.type == "meta"
     assert moved.attention_mask_RT is None and (moved.tokens, moved.rows_of_ranks) == (2, (1,))

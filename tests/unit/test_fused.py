@@ -157,13 +157,13 @@ def distiller_of(model, objective, rows_per_chunk, **arguments):
     return distiller.train()
 
 
-def batch_of(some, packed=True):
-    return collate(some, 0, MAX_LENGTH, packed, rows_of_ranks=(tokens_of(some),))
+def batch_of(some, layout="packed"):
+    return collate(some, 0, MAX_LENGTH, layout, rows_of_ranks=(tokens_of(some),))
 
 
-def fused(model, objective, rows_per_chunk, packed=True, source=None, **arguments):
+def fused(model, objective, rows_per_chunk, layout="packed", source=None, **arguments):
     distiller = distiller_of(model, objective, rows_per_chunk, **arguments)
-    batch = batch_of(EXAMPLES, packed)
+    batch = batch_of(EXAMPLES, layout)
     source = source or live_teacher(model.head.vocabulary_size)
     sums = distiller(batch, source.states(batch) if distiller.criterion.needs_teacher else None)
     sums.loss.backward()
@@ -207,7 +207,7 @@ def test_chunked_and_packed_equals_dense_and_padded(head, objective, rows_per_ch
 
 @pytest.mark.parametrize("head", HEADS)
 def test_padded_batches_give_the_same(head):
-    assert_same(fused(split_student(head), "todi", 5, packed=False, kd_rate=0.3), dense(head, "todi"))
+    assert_same(fused(split_student(head), "todi", 5, layout="padded", kd_rate=0.3), dense(head, "todi"))
 
 
 @pytest.mark.parametrize("scaling", ["none", "squared"])
@@ -257,12 +257,12 @@ def test_bf16_gradients():
 
 
 @pytest.mark.parametrize("vocabulary", [SHARED, STUDENT_VOCAB], ids=["sliced", "whole"])
-@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("layout", ["packed", "padded"])
 @pytest.mark.parametrize("head", ["tied", "lora", "softcap"])
-def test_the_models_own_logits_give_the_same(head, packed, vocabulary):
+def test_the_models_own_logits_give_the_same(head, layout, vocabulary):
     model = SplitModel(student(head), ModelLogits(vocabulary))
     source = LiveTeacher(SplitModel(teacher(), ModelLogits(vocabulary)))
-    actual = fused(model, "todi", 7, packed, source, kd_rate=0.3)
+    actual = fused(model, "todi", 7, layout, source, kd_rate=0.3)
     assert_same(actual, dense(head, "todi", vocabulary=vocabulary))
 
 
@@ -471,26 +471,26 @@ def dense_adakd(head, micro_batches, kd_rate, ratio, base, latf="fixed", tau_bas
     return *sums, gradients(student(head)), selected_mean.item(), all_kd.item() / tokens
 
 
-def fused_adakd(head, micro_batches, rows_per_chunk, packed, **arguments):
+def fused_adakd(head, micro_batches, rows_per_chunk, layout, **arguments):
     distiller = distiller_of(split_student(head), "adakd", rows_per_chunk, **arguments)
     criterion = distiller.criterion
     criterion.prepare(total_steps=100)
     criterion.start_step(StepPlan(tokens=tuple(map(tokens_of, micro_batches))))
     totals = torch.zeros(3, dtype=torch.float64)
     for some in micro_batches:
-        batch = batch_of(some, packed)
+        batch = batch_of(some, layout)
         sums = distiller(batch, live_teacher().states(batch))
         sums.loss.backward()
         totals += torch.stack(sums).detach()
     return *totals, gradients(distiller.student), criterion.end_step()
 
 
-def compare_adakd(head="untied", micro_batches=(EXAMPLES,), rows_per_chunk=7, packed=True, kd_rate=0.4, **switches):
+def compare_adakd(head="untied", micro_batches=(EXAMPLES,), rows_per_chunk=7, layout="packed", kd_rate=0.4, **switches):
     """Fused against dense; flags without their prefix. The step starts at `ratio`, so adaptive is as fixed."""
     switches = {"ratio": 0.5, "base": "rkl", "latf": "fixed"} | switches
     *expected, selected_mean, all_mean = dense_adakd(head, micro_batches, kd_rate, **switches)
     flags = {f"adakd_{name}": value for name, value in switches.items()}
-    *actual, log = fused_adakd(head, micro_batches, rows_per_chunk, packed, kd_rate=kd_rate, **flags)
+    *actual, log = fused_adakd(head, micro_batches, rows_per_chunk, layout, kd_rate=kd_rate, **flags)
     assert_same(actual, expected)
     assert log["adakd_selected_loss"] == pytest.approx(selected_mean, rel=1e-5)
     assert log["adakd_all_token_loss"] == pytest.approx(all_mean, rel=1e-5)
@@ -522,12 +522,12 @@ def test_adakd_around_every_objective(base):
     compare_adakd(base=base)
 
 
-@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("layout", ["packed", "padded"])
 @pytest.mark.parametrize("kd_rate", [1.0, 0.4])
-def test_adakd_over_micro_batches(kd_rate, packed):
+def test_adakd_over_micro_batches(kd_rate, layout):
     """The positions are ranked in each micro-step, and the mean is over all that the optimiser step selected."""
     # 7 of 24 and 3 of 13, not 11 of 37.
-    compare_adakd(micro_batches=(EXAMPLES, MORE_EXAMPLES), kd_rate=kd_rate, packed=packed, ratio=0.3)
+    compare_adakd(micro_batches=(EXAMPLES, MORE_EXAMPLES), kd_rate=kd_rate, layout=layout, ratio=0.3)
 
 
 def test_adakd_ranks_the_positions_of_all_ranks(monkeypatch):
@@ -547,7 +547,7 @@ def test_adakd_ranks_the_positions_of_all_ranks(monkeypatch):
 
         monkeypatch.setattr(torch.distributed, "all_gather", all_gather)
         monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
-        batch = collate(of_ranks[rank], 0, MAX_LENGTH, packed=True, rows_of_ranks=counts)
+        batch = collate(of_ranks[rank], 0, MAX_LENGTH, layout="packed", rows_of_ranks=counts)
         return distiller(batch, live_teacher().states(batch))
 
     forward(0), forward(1)

@@ -188,7 +188,12 @@ def one_at_a_time(name, attention):
     return torch.cat(hidden), torch.cat(logits), torch.cat(labels)
 
 
-LAYOUTS = {"one row": (True, 1000), "several rows": (True, 30), "a row each": (True, 1), "padded": (False, 1000)}
+LAYOUTS = {
+    "one row": ("packed into one row", 30),
+    "several rows": ("packed", 30),
+    "a row each": ("packed", 1),
+    "padded": ("padded", 1000),
+}
 
 
 @pytest.mark.parametrize("name, attention", [pair for pair in ATTENTION if pair[0] in PACKABLE])
@@ -197,12 +202,12 @@ def test_every_layout_gives_the_same_hidden_states(name, attention):
     hidden_ND, logits_NV, labels_N = one_at_a_time(name, attention)
     expected_ND, expected_N = rows_by_label(hidden_ND, labels_N)
     expected_NV, _ = rows_by_label(logits_NV, labels_N)
-    for layout, (packed, max_length) in LAYOUTS.items():
-        batch = collate(examples(), 0, max_length, packed)
+    for name_of_layout, (layout, max_length) in LAYOUTS.items():
+        batch = collate(examples(), 0, max_length, layout)
         with torch.no_grad():
             actual_ND, actual_N = rows_by_label(model.hidden_states(batch), batch.labels_N)
             logits = model.head.finish(model.head.project(actual_ND))
-        assert actual_N.tolist() == expected_N.tolist(), layout
+        assert actual_N.tolist() == expected_N.tolist(), name_of_layout
         torch.testing.assert_close(actual_ND, expected_ND, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(logits, expected_NV, rtol=1e-4, atol=1e-3)
 
@@ -210,7 +215,7 @@ def test_every_layout_gives_the_same_hidden_states(name, attention):
 @pytest.mark.parametrize("name", NOT_PACKABLE)
 def test_padding_serves_the_others(name):
     hidden_ND, _, labels_N = one_at_a_time(name, "eager")
-    batch = collate(examples(), 0, 1000, packed=False)
+    batch = collate(examples(), 0, 1000, "padded")
     with torch.no_grad():
         actual = rows_by_label(split(model_of(name)).hidden_states(batch), batch.labels_N)
     for one, other in zip(actual, rows_by_label(hidden_ND, labels_N)):
@@ -239,7 +244,7 @@ def test_quirks_of_heads(name, scale, softcap):
 
 def test_the_head_is_cut_to_the_shared_ids():
     model = model_of("llama")
-    batch = collate(examples()[:2], 0, 100, packed=True)
+    batch = collate(examples()[:2], 0, 100, "packed")
     with torch.no_grad():
         whole, cut = (split(model, size) for size in (None, 80))
         hidden_ND = cut.hidden_states(batch)
@@ -275,14 +280,14 @@ UNUSUAL = {
 }
 
 
-@pytest.mark.parametrize("packed, max_length", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("layout, max_length", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("size", [None, 80])
 @pytest.mark.parametrize("unusual", UNUSUAL)
-def test_an_unusual_head_falls_back_to_the_models_own_logits(unusual, size, packed, max_length):
+def test_an_unusual_head_falls_back_to_the_models_own_logits(unusual, size, layout, max_length):
     model = UNUSUAL[unusual]().eval()
     cut = split(model, size)
     assert type(cut.head) is ModelLogits
-    batch = collate(examples(), 0, max_length, packed)
+    batch = collate(examples(), 0, max_length, layout)
     with torch.no_grad():
         actual_NV = cut.head.finish(cut.head.project(cut.hidden_states(batch)))
         inputs = {"attention_mask": batch.attention_mask_RT, "position_ids": batch.position_ids_RT, "use_cache": False}
@@ -295,4 +300,4 @@ def test_an_unusual_head_falls_back_to_the_models_own_logits(unusual, size, pack
 @pytest.mark.parametrize("nothing", [[], [Example([5, 6], [])]], ids=["no example", "no response"])
 def test_own_logits_of_no_positions(nothing):
     model = split(scaled_logits())
-    assert model.hidden_states(collate(nothing, 0, 10, packed=True)).shape == (0, VOCAB)
+    assert model.hidden_states(collate(nothing, 0, 10, "packed")).shape == (0, VOCAB)
