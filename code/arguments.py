@@ -248,6 +248,9 @@ class TrainArguments:
     """Batches, steps, optimiser and schedule. A step is an optimiser step."""
 
     batch_size: int = field(default=8, metadata={"help": "Examples of a micro-batch on one rank."})
+    tokens_per_micro_batch: int | None = field(
+        default=None, metadata={"help": "Instead of --batch-size: as many examples as fit; at least --max-length."}
+    )
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Micro-batches of an optimiser step."})
     eval_batch_size: int = field(default=16, metadata={"help": "Examples of a dev batch on one rank."})
     num_epochs: int = HfArg(
@@ -279,6 +282,8 @@ class TrainArguments:
     def __post_init__(self):
         _positive(self, "batch_size", "gradient_accumulation_steps", "eval_batch_size", "num_epochs", "lr")
         _positive(self, "log_interval")
+        tokens = self.tokens_per_micro_batch
+        _require(tokens is None or tokens > 0, "tokens_per_micro_batch", tokens, "pass a number of tokens")
         for name in ("save_interval", "eval_interval"):
             value = getattr(self, name)
             _require(value == -1 or value > 0, name, value, "pass a number of epochs, or -1 for each")

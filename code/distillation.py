@@ -66,11 +66,11 @@ def prepare(argv: list[str]) -> Trainer:
     distiller, teacher, layout = load_models(config, criterion, tokenizer, settings, device, logger)
     check_token_ids(config, train, dev, distiller)
 
-    plan = epoch_plan(train, config.train)
+    plan = epoch_plan(train, config.train, layout)
     steps = total_steps(plan, config.train)
     engine = build_engine(distiller, settings, config.train, steps)
     seed_everything(config.train.seed + 1 + dist.get_rank())
-    logger.info("%d steps an epoch, %d steps in all", len(plan), steps)
+    log_plan(plan, steps, logger)
     # Only generation needs the text again; the dev loss has its token ids.
     dev_file = Path(config.data.data_dir) / "dev.jsonl"
     dev_rows = read_rows(dev_file, config.data.dev_num) if config.train.eval_gen else []
@@ -104,6 +104,9 @@ def check(config: TrainConfig) -> tuple[Criterion, dict]:
         check_model_path("--teacher-model-path", config.teacher.teacher_model_path)
         if config.teacher.teacher_peft_path is not None:
             check_adapter_path("--teacher-peft-path", config.teacher.teacher_peft_path)
+    tokens, longest = config.train.tokens_per_micro_batch, config.data.max_length
+    if tokens is not None and tokens < longest:
+        raise ValueError(f"--tokens-per-micro-batch {tokens}: pass at least --max-length {longest}, one full example")
     train_file = Path(config.data.data_dir) / "train.jsonl"
     if not train_file.is_file():
         raise FileNotFoundError(f"--data-dir {config.data.data_dir}: no train.jsonl there; see data/README.md")
@@ -217,7 +220,7 @@ def check_token_ids(
             )
 
 
-def epoch_plan(train: InstructionDataset, args: TrainArguments) -> EpochPlan:
+def epoch_plan(train: InstructionDataset, args: TrainArguments, layout: Layout) -> EpochPlan:
     return EpochPlan(
         lengths=train.lengths,
         responses=train.responses,
@@ -225,7 +228,16 @@ def epoch_plan(train: InstructionDataset, args: TrainArguments) -> EpochPlan:
         accumulation_steps=args.gradient_accumulation_steps,
         world_size=dist.get_world_size(),
         seed=args.seed,
+        tokens_per_micro_batch=args.tokens_per_micro_batch,
+        layout=layout,
     )
+
+
+def log_plan(plan: EpochPlan, steps: int, logger: logging.Logger) -> None:
+    if plan.tokens_per_micro_batch is not None:
+        logger.info("micro-batches of at most %d tokens; --batch-size has no effect", plan.tokens_per_micro_batch)
+    a_step = len(plan.lengths) / len(plan), plan.lengths.sum() / len(plan)
+    logger.info("%d steps an epoch, %d steps in all; %.1f examples, %d tokens a step", len(plan), steps, *a_step)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ rank, so that token counts need no communication.
 Shapes: R rows, T tokens of a row, N response positions.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -145,9 +147,11 @@ class Step:
 class EpochPlan:
     """Which examples make which step: a function of seed, epoch and batch shape alone, so a restart finds its place.
 
-    A step takes `batch_size * accumulation_steps * world_size` examples of the epoch's permutation, micro-step after
-    micro-step; within a micro-step the ranks get equal numbers and nearly equal lengths. The last step of an epoch
-    takes what is left.
+    Every epoch has `len(plan)` steps of `accumulation_steps` micro-steps. A micro-batch, a micro-step's share of one
+    rank, has `batch_size` examples; the last step of an epoch takes what is left. Or it has as many as fit into
+    `tokens_per_micro_batch`: then the examples are dealt like cards sorted by length, so that all micro-batches of an
+    epoch have nearly equal tokens and numbers, and no step is short. Within a micro-step the ranks get nearly equal
+    lengths.
     """
 
     lengths: np.ndarray  # tokens of each example
@@ -156,34 +160,66 @@ class EpochPlan:
     accumulation_steps: int
     world_size: int
     seed: int
+    tokens_per_micro_batch: int | None = None  # instead of batch_size; at least the longest example
+    layout: Layout = "packed"  # decides what a token budget has to hold
 
     @property
-    def examples_per_step(self) -> int:
-        return self.batch_size * self.accumulation_steps * self.world_size
+    def micro_batches_per_step(self) -> int:
+        return self.accumulation_steps * self.world_size
 
     def __len__(self) -> int:
-        return -(-len(self.lengths) // self.examples_per_step)
+        return self._steps_an_epoch
+
+    @cached_property
+    def _steps_an_epoch(self) -> int:
+        count = len(self.lengths)
+        if self.tokens_per_micro_batch is None:
+            return -(-count // (self.batch_size * self.micro_batches_per_step))
+        longest_first = -np.sort(-self.lengths)
+
+        def fits(steps: int) -> bool:
+            hands = steps * self.micro_batches_per_step
+            # The worst hand: the longest card of every round.
+            rounds = longest_first[::hands]
+            held = len(rounds) * rounds[0] if self.layout == "padded" else rounds.sum()
+            return bool(held <= self.tokens_per_micro_batch)
+
+        return 1 + bisect_left(range(1, count), True, key=fits)
 
     def steps(self, epoch: int, start: int = 0) -> list[Step]:
         """The steps of an epoch, from step `start` on."""
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.lengths))
-        return [
-            self._step(order[first : first + self.examples_per_step])
-            for first in range(start * self.examples_per_step, len(order), self.examples_per_step)
-        ]
+        draw = np.random.default_rng([self.seed, epoch])
+        micro_steps = self._shuffled(draw) if self.tokens_per_micro_batch is None else self._dealt(draw)
+        per_step = self.accumulation_steps
+        return [self._step(micro_steps[i : i + per_step]) for i in range(start * per_step, len(micro_steps), per_step)]
 
-    def _step(self, indices: np.ndarray) -> Step:
-        per_micro_step = self.batch_size * self.world_size
-        micro_steps = [indices[i : i + per_micro_step] for i in range(0, len(indices), per_micro_step)]
-        examples = tuple(self._deal(micro_step) for micro_step in micro_steps)
+    def _shuffled(self, draw: np.random.Generator) -> list[np.ndarray]:
+        """Micro-steps of equal numbers."""
+        order = draw.permutation(len(self.lengths))
+        size = self.batch_size * self.world_size
+        return [order[i : i + size] for i in range(0, len(order), size)]
+
+    def _dealt(self, draw: np.random.Generator) -> list[np.ndarray]:
+        """Micro-steps of nearly equal tokens: a round deals the longest that are left, one a hand, in random order."""
+        count, hands = len(self.lengths), len(self) * self.micro_batches_per_step
+        rounds = np.full((-(-count // hands), hands), -1)
+        rounds.flat[:count] = np.argsort(-self.lengths, kind="stable")
+        rounds = draw.permuted(rounds, axis=1)
+        micro_steps = (rounds[:, i : i + self.world_size] for i in range(0, hands, self.world_size))
+        return [micro_step[micro_step >= 0] for micro_step in micro_steps]
+
+    def _step(self, micro_steps: list[np.ndarray]) -> Step:
+        examples = tuple(self._deal(micro_step) for micro_step in micro_steps if len(micro_step))
         tokens = tuple(tuple(int(self.responses[list(rank)].sum()) for rank in ranks) for ranks in examples)
         return Step(examples, tokens)
 
     def _deal(self, indices: np.ndarray) -> tuple[tuple[int, ...], ...]:
-        """Longest first to the ranks back and forth: numbers differ by one at most, lengths by little."""
+        """To the ranks, longest first, each round's longest to the rank that has least; numbers differ by one."""
         order = indices[np.argsort(-self.lengths[indices], kind="stable")]
         ranks: list[list[int]] = [[] for _ in range(self.world_size)]
-        for i, index in enumerate(order):
-            turn, place = divmod(i, self.world_size)
-            ranks[place if turn % 2 == 0 else self.world_size - 1 - place].append(int(index))
+        fill = np.zeros(self.world_size, dtype=np.int64)
+        for i in range(0, len(order), self.world_size):
+            for rank, index in zip(np.argsort(fill, kind="stable"), order[i : i + self.world_size]):
+                ranks[rank].append(int(index))
+                fill[rank] += self.lengths[index]
         return tuple(tuple(rank) for rank in ranks)

@@ -53,7 +53,8 @@ def read_deepspeed_config(args: TrainArguments) -> dict:
             f"--deepspeed_config {args.deepspeed_config}: fp16 needs ZeRO-1 or higher; see ds_config_fp16.json"
         )
     return settings | {
-        "train_micro_batch_size_per_gpu": args.batch_size,
+        # For DeepSpeed's own statistics only: what a step holds, and what its loss is divided by, is the plan's.
+        "train_micro_batch_size_per_gpu": 1 if args.tokens_per_micro_batch else args.batch_size,
         "gradient_accumulation_steps": args.gradient_accumulation_steps,
         "gradient_clipping": args.clip_grad,
         "zero_force_ds_cpu_optimizer": False,  # the optimiser is torch's AdamW wherever it runs

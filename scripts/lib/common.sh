@@ -182,6 +182,7 @@ set_training_defaults() {
     TRAIN_NUM=${TRAIN_NUM:--1} # rows; -1: all
     DEV_NUM=${DEV_NUM:--1}
     EVAL_BATCH_SIZE=${EVAL_BATCH_SIZE:-16}
+    TOKENS_PER_MICRO_BATCH=${TOKENS_PER_MICRO_BATCH:-} # instead of BATCH_SIZE examples, as many as fit
     LR_MIN=${LR_MIN:-1e-7}
     LR_DECAY_STYLE=${LR_DECAY_STYLE:-cosine}
     WARMUP_RATIO=${WARMUP_RATIO:-0}
@@ -201,11 +202,16 @@ set_training_defaults() {
 # output_folder TASK CRITERION [DETAILS]: sets SAVE_DIR unless it is set. A seed other than the recipe's has a folder
 # of its own.
 output_folder() {
-    local config=default batch=${BATCH_SIZE}x${GRAD_ACC}x${PROCESSES} setting
+    local config=default unit=bsz micro=$BATCH_SIZE batch setting
+    if [[ -n $TOKENS_PER_MICRO_BATCH ]]; then
+        unit=tokens
+        micro=$TOKENS_PER_MICRO_BATCH
+    fi
+    batch=${micro}x${GRAD_ACC}x${PROCESSES}
     if [[ $LORA_RANK -gt 0 ]]; then config=lora-rank=$LORA_RANK-alpha=$LORA_ALPHA-dropout=$LORA_DROPOUT; fi
     if [[ $NNODES -gt 1 ]]; then batch+=x$NNODES; fi
     setting=criterion=$2__$config-$PRECISION${3:-}__epoch=$EPOCH
-    setting+=__bsz=$batch=$((BATCH_SIZE * GRAD_ACC * PROCESSES * NNODES))__lr=$LR
+    setting+=__$unit=$batch=$((micro * GRAD_ACC * PROCESSES * NNODES))__lr=$LR
     if [[ $SEED != 10 ]]; then setting+=__seed=$SEED; fi
     SAVE_DIR=${SAVE_DIR:-outputs/$CKPT_TYPE/$CKPT_NAME/$1/$setting}
 }
@@ -223,6 +229,7 @@ add_training_flags() {
     flags+=(--batch-size "$BATCH_SIZE" --gradient-accumulation-steps "$GRAD_ACC" --eval-batch-size "$EVAL_BATCH_SIZE")
     flags+=(--num-epochs "$EPOCH" --lr "$LR" --lr-min "$LR_MIN" --lr-decay-style "$LR_DECAY_STYLE")
     flags+=(--warmup-ratio "$WARMUP_RATIO" --weight-decay "$WEIGHT_DECAY" --clip-grad "$CLIP_GRAD" --seed "$SEED")
+    if [[ -n $TOKENS_PER_MICRO_BATCH ]]; then flags+=(--tokens-per-micro-batch "$TOKENS_PER_MICRO_BATCH"); fi
     if [[ -n $TOTAL_ITERS ]]; then flags+=(--total-iters "$TOTAL_ITERS"); fi
     flags+=(--log-interval "$LOG_INTERVAL" --save-interval "$SAVE_INTERVAL" --eval-interval "$EVAL_INTERVAL")
     flags+=(--keep-best-n-checkpoints "$KEEP_BEST" --save-dir "$SAVE_DIR")

@@ -21,6 +21,18 @@ SPLITS = {
     "2ranks_2x2": (2, 2, 2, True),
 }
 ACCUMULATED = ("2x4", "2x4_padded", "2ranks_2x2")
+# name -> ranks, tokens of a micro-batch, accumulation, packing: each takes all 24 examples in its first step, as 1x24
+# does; ten micro-batches hold two or three of them.
+ALL = (1, 24, 1, True)
+BY_TOKENS = {
+    "tokens": (1, 2048, 1, True),
+    "tokens_x5": (1, 512, 5, True),
+    "tokens_x5_padded": (1, 512, 5, False),
+    "2ranks_tokens": (2, 1024, 1, True),
+    "2ranks_tokens_x5": (2, 256, 5, True),
+    "2ranks_tokens_x5_padded": (2, 256, 5, False),
+}
+ONE_MICRO_STEP = ("tokens", "2ranks_tokens")
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +45,21 @@ def results(tiny, rows, tmp_path_factory) -> Path:
             if settings[0] == processes
             for objective in OBJECTIVES + ADAKD
         ]
+        jobs += [
+            {"name": f"{objective}.{split}", "argv": [*arguments(tiny, rows, folder, objective, *shape), *flags]}
+            for split, (ranks, *shape), flags in by_tokens()
+            if ranks == processes
+            for objective in ("todi", "adakd")
+            if objective == "todi" or split in ("1x24", *ONE_MICRO_STEP)
+        ]
         run_jobs(folder, processes, jobs)
     return folder
+
+
+def by_tokens():
+    yield "1x24", ALL, ()
+    for split, (ranks, tokens, accumulation, packed) in BY_TOKENS.items():
+        yield split, (ranks, 1, accumulation, packed), ("--tokens-per-micro-batch", str(tokens))
 
 
 def arguments(tiny, rows, folder, objective, batch, accumulation, packed) -> list[str]:
@@ -63,6 +88,16 @@ def assert_same(expected: list[torch.Tensor], got: list[torch.Tensor]) -> None:
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_split_gives_the_same_gradient(results, objective, split):
     assert_same(gradients(results, objective, "1x8"), gradients(results, objective, split))
+
+
+@pytest.mark.parametrize("split", BY_TOKENS)
+def test_a_token_budget_gives_the_same_gradient(results, split):
+    assert_same(gradients(results, "todi", "1x24"), gradients(results, "todi", split))
+
+
+@pytest.mark.parametrize("split", ONE_MICRO_STEP)
+def test_a_token_budget_is_nothing_to_adakd(results, split):
+    assert_same(gradients(results, "adakd", "1x24"), gradients(results, "adakd", split))
 
 
 @pytest.mark.parametrize("split", [split for split in SPLITS if split not in ("1x8", "2x4")])

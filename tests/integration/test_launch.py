@@ -43,6 +43,10 @@ REFUSED = {
     "no data": (["--data-dir", "nowhere"], "--data-dir nowhere: no train.jsonl there"),
     "no adapter": (["--peft", "lora", "--peft-path", "x"], "--peft-path x: no adapter_config.json there"),
     "no DeepSpeed file": (["--deepspeed_config", "x.json"], "--deepspeed_config x.json: no such file"),
+    "too few tokens": (
+        ["--tokens-per-micro-batch", "127"],
+        "--tokens-per-micro-batch 127: pass at least --max-length 128",
+    ),
     "typo": (["--kd-objektive", "todi"], "did you mean --kd-objective?"),
 }
 

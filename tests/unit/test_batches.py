@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_utils.batches import Batch, EpochPlan, Example, Layout, collate, pack
+from data_utils.batches import Batch, EpochPlan, Example, Layout, Step, collate, pack
 
 PAD = 0
 quick = settings(max_examples=150, deadline=None)
@@ -177,21 +177,30 @@ def test_batches_move_whole():
 # --- epoch plan ------------------------------------------------------------------------------------------------------
 
 
-def make_plan(count=37, batch_size=4, accumulation_steps=2, world_size=2, seed=3) -> EpochPlan:
+LONGEST = 98
+
+
+def make_plan(
+    count=37, batch_size=4, accumulation_steps=2, world_size=2, seed=3, tokens=None, layout="packed"
+) -> EpochPlan:
     draw = np.random.default_rng(count)
     responses = draw.integers(1, 50, count)
     lengths = responses + draw.integers(1, 50, count)
-    return EpochPlan(lengths, responses, batch_size, accumulation_steps, world_size, seed)
+    assert lengths.max() <= LONGEST
+    return EpochPlan(lengths, responses, batch_size, accumulation_steps, world_size, seed, tokens, layout)
 
 
-plans = st.builds(
-    make_plan,
-    count=st.integers(1, 60),
-    batch_size=st.integers(1, 5),
-    accumulation_steps=st.integers(1, 4),
-    world_size=st.integers(1, 4),
-    seed=st.integers(0, 2**40),
+shapes = {
+    "count": st.integers(1, 60),
+    "accumulation_steps": st.integers(1, 4),
+    "world_size": st.integers(1, 4),
+    "seed": st.integers(0, 2**40),
+}
+plans_by_number = st.builds(make_plan, batch_size=st.integers(1, 5), **shapes)
+plans_by_tokens = st.builds(
+    make_plan, tokens=st.integers(LONGEST, 1000), layout=st.sampled_from(["packed", "padded"]), **shapes
 )
+plans = plans_by_number | plans_by_tokens
 
 
 def order(plan: EpochPlan, epoch: int = 1) -> list[list[list[int]]]:
@@ -205,11 +214,14 @@ def test_an_epoch_takes_each_example_once(plan, epoch):
     steps = plan.steps(epoch)
     taken = [i for step in steps for ranks in step.examples for rank in ranks for i in rank]
     assert sorted(taken) == list(range(len(plan.lengths)))
-    assert len(steps) == len(plan) == -(-len(plan.lengths) // plan.examples_per_step)
+    assert len(steps) == len(plan)
+    assert all(any(rank for rank in ranks) for step in steps for ranks in step.examples) and all(
+        0 < len(step.examples) <= plan.accumulation_steps for step in steps
+    )
 
 
 @quick
-@given(plan=plans)
+@given(plan=plans_by_number)
 def test_only_the_last_step_is_short(plan):
     sizes = [[[len(rank) for rank in ranks] for ranks in step.examples] for step in plan.steps(1)]
     full = [[plan.batch_size] * plan.world_size] * plan.accumulation_steps
@@ -261,8 +273,70 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     assert plan.steps(2) == make_plan().steps(2)  # whatever was asked for before
 
 
-def test_ranks_get_nearly_equal_work():
-    plan = make_plan(count=512, batch_size=16, accumulation_steps=1, world_size=4)
+@pytest.mark.parametrize("tokens", [None, 1000])
+def test_ranks_get_nearly_equal_work(tokens):
+    plan = make_plan(count=512, batch_size=16, accumulation_steps=1, world_size=4, tokens=tokens)
     for step in plan.steps(1):
-        work = [sum(int(plan.lengths[i]) for i in rank) for rank in step.examples[0]]
-        assert max(work) - min(work) <= plan.lengths.max()
+        work = tokens_of_hands(plan, step)
+        assert max(work) - min(work) <= 0.05 * max(work)
+
+
+# --- token budgets ---------------------------------------------------------------------------------------------------
+
+
+def tokens_of_hands(plan: EpochPlan, step: Step) -> list[int]:
+    """Tokens of each micro-batch."""
+    return [sum(int(plan.lengths[i]) for i in rank) for ranks in step.examples for rank in ranks]
+
+
+@quick
+@given(plan=plans_by_tokens, epoch=st.integers(1, 3))
+def test_a_micro_batch_keeps_to_its_tokens(plan, epoch):
+    for step in plan.steps(epoch):
+        for rank in (rank for ranks in step.examples for rank in ranks if rank):
+            lengths = [int(plan.lengths[i]) for i in rank]
+            held = len(lengths) * max(lengths) if plan.layout == "padded" else sum(lengths)
+            assert held <= plan.tokens_per_micro_batch
+
+
+@quick
+@given(plan=plans_by_tokens)
+def test_all_micro_batches_are_alike(plan):
+    steps = plan.steps(1)
+    numbers = [len(rank) for step in steps for ranks in step.examples for rank in ranks]
+    assert max(numbers) - min(numbers) <= 1
+    work = [tokens for step in steps for tokens in tokens_of_hands(plan, step)]
+    assert max(work) - min(work) <= LONGEST
+    if len(plan.lengths) >= len(plan) * plan.micro_batches_per_step:  # one for every hand: then no step is short
+        assert {len(step.examples) for step in steps} == {plan.accumulation_steps}
+
+
+@pytest.mark.parametrize(("layout", "least"), [("packed", 0.9), ("padded", 0.5)])
+def test_a_token_budget_is_used(layout, least):
+    plan = make_plan(count=512, accumulation_steps=1, world_size=1, tokens=1000, layout=layout)
+    work = [tokens for step in plan.steps(1) for tokens in tokens_of_hands(plan, step)]
+    assert least * 1000 <= np.mean(work)
+
+
+def test_a_full_hand_fits_exactly():
+    """Eight examples of ten tokens: forty tokens hold four of them, one less holds three."""
+    for tokens, steps in ((80, 1), (79, 2), (40, 2), (39, 3), (20, 4), (10, 8)):
+        plan = EpochPlan(np.full(8, 10), np.full(8, 5), 1, 1, 1, 0, tokens)
+        assert len(plan) == len(plan.steps(1)) == steps
+
+
+@pytest.mark.parametrize("count", [37, 300, 5])
+def test_ranks_and_accumulation_share_the_steps_of_a_token_budget(count):
+    def of_steps(**shape):
+        plan = make_plan(count, tokens=300, **shape)
+        return [sorted(i for micro_step in step for i in micro_step) for step in order(plan, epoch=2)]
+
+    alone = of_steps(accumulation_steps=4, world_size=1)
+    assert of_steps(accumulation_steps=2, world_size=2) == of_steps(accumulation_steps=1, world_size=4) == alone
+
+
+def test_every_epoch_of_a_token_budget_mixes_anew():
+    plan = make_plan(count=300, tokens=500)
+    together = [{frozenset(rank) for step in plan.steps(epoch) for ranks in step.examples for rank in ranks}
+                for epoch in (1, 2)]  # fmt: skip
+    assert not together[0] & together[1]

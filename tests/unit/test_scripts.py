@@ -202,6 +202,12 @@ def test_tiny_scripts_run_on_the_cpu_in_fp32():
             "outputs/tinyllama/tinyllama-1.1b-3T/sft/criterion=cross_entropy"
             "__lora-rank=256-alpha=8-dropout=0.1-fp32__epoch=10__bsz=8x1x1=8__lr=0.001",
         ),
+        (
+            GPT2_SFT,
+            {"TOKENS_PER_MICRO_BATCH": 2048},
+            "outputs/gpt2/gpt2-base/sft/criterion=cross_entropy__default-bf16__epoch=20__tokens=2048x2x4=16384"
+            "__lr=0.0005",
+        ),
         (GPT2_SFT, {"SAVE_DIR": "/tmp/a folder"}, "/tmp/a folder"),
     ],
 )
@@ -242,6 +248,7 @@ def test_cross_entropy_in_a_kd_script_is_the_sft_run(script, objective):
         ({"MAX_PROMPT_LENGTH": 128}, "data", "max_prompt_length", 128),
         ({"BATCH_SIZE": 1}, "train", "batch_size", 1),
         ({"EVAL_BATCH_SIZE": 3}, "train", "eval_batch_size", 3),
+        ({"TOKENS_PER_MICRO_BATCH": 4096}, "train", "tokens_per_micro_batch", 4096),
         ({"GRAD_ACC": 8}, "train", "gradient_accumulation_steps", 8),
         ({"EPOCH": 3}, "train", "num_epochs", 3),
         ({"TOTAL_ITERS": 60}, "train", "total_iters", 60),
