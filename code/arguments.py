@@ -92,6 +92,9 @@ class ModelArguments:
     """The student."""
 
     model_path: str = field(metadata={"help": "Student: a folder, a checkpoint or a hub id."})
+    model_revision: str | None = field(
+        default=None, metadata={"help": "Commit, tag or branch of a hub id in --model-path."}
+    )
     peft: Literal["lora"] | None = field(default=None, metadata={"help": "Train a LoRA adapter, not the weights."})
     peft_path: str | None = field(default=None, metadata={"help": "Continue this adapter (with --peft lora)."})
     peft_lora_r: int = field(default=8, metadata={"help": "Rank of a new adapter."})
@@ -120,17 +123,21 @@ class TeacherArguments:
     """The teacher; needed by every objective but cross_entropy."""
 
     teacher_model_path: str | None = field(default=None, metadata={"help": "Teacher: a folder or a hub id."})
+    teacher_revision: str | None = field(
+        default=None, metadata={"help": "Commit, tag or branch of a hub id in --teacher-model-path."}
+    )
     teacher_peft_path: str | None = field(
         default=None, metadata={"help": "Folder of a LoRA adapter that is merged into the teacher."}
     )
 
     def __post_init__(self):
-        if self.teacher_peft_path is not None:
+        for name, what in (("teacher_peft_path", "the adapter's base model"), ("teacher_revision", "its hub id")):
+            value = getattr(self, name)
             _require(
-                self.teacher_model_path is not None,
-                "teacher_peft_path",
-                self.teacher_peft_path,
-                "name the adapter's base model with --teacher-model-path",
+                value is None or self.teacher_model_path is not None,
+                name,
+                value,
+                f"name {what} with --teacher-model-path",
             )
 
 
@@ -194,7 +201,7 @@ class KDArguments:
         _positive(self, "kd_temperature", "adakd_tau_base", "adakd_ratio", "adakd_ratio_min", "loss_chunk_mb")
         _in_range(self, 0, 1, "adakd_ratio", "adakd_ratio_min")
         for name in ("adakd_c", "adakd_epsilon"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "pass 0 or more")
+            _require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "pass 0 or more")
         same = {"cross_entropy", "sft"} if self.criterion == "cross_entropy" else {self.criterion}
         if self.criterion not in (None, "various_divergence") and self.kd_objective not in {None, *same}:
             raise ValueError(
@@ -324,7 +331,7 @@ class GenerationArguments:
             _require(getattr(self, name) >= 0, name, getattr(self, name), "pass 0 or more")
         for name in ("repetition_penalty", "max_new_tokens"):
             value = getattr(self, name)
-            _require(value is None or value > 0, name, value, "pass a number above 0")
+            _require(value is None or 0 < value < math.inf, name, value, "pass a number above 0")
 
 
 @dataclass(frozen=True)
@@ -334,6 +341,9 @@ class EvaluateArguments:
     model_path: str = field(metadata={"help": "A checkpoint: full, or a LoRA adapter; or a base with --peft-path."})
     data_dir: list[str] = field(metadata={"help": "One or more folders with the split to answer."})
     peft_path: str | None = field(default=None, metadata={"help": "Adapter to put on --model-path."})
+    model_revision: str | None = field(
+        default=None, metadata={"help": "Commit, tag or branch of a hub id in --model-path."}
+    )
     split: str = field(default="valid", metadata={"help": "Evaluate <data-dir>/<split>.jsonl."})
     seed: list[int] = HfArg(default_factory=lambda: [10], aliases=["--seeds"], help="One pass of answers a seed.")
     eval_batch_size: int = HfArg(default=16, aliases=["--batch-size", "--batch_size"], help="Prompts of a batch.")

@@ -4,13 +4,12 @@
         --kd-objective todi --save-dir outputs/run
 
 Starts under `deepspeed`, under `torchrun`, or plainly with `python` for one process. Writes `epoch*/` checkpoints,
-`args.json`, `train.log`, `metrics.jsonl` and `dev_metrics.jsonl` into --save-dir. Exit code 2: the input is wrong, and
-the message says which flag and what to do.
+`args.json`, `train.log`, `metrics.jsonl` and `dev_metrics.jsonl` into --save-dir. Exit code 2, on every rank: the input
+is wrong, and the message says which flag and what to do. `code/doctor.py` makes the same checks and trains nothing.
 """
 
 import json
 import logging
-import os
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,31 +19,33 @@ from torch import distributed as dist
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from arguments import DataArguments, TrainArguments, TrainConfig, parse_train_arguments
-from criterions import Criterion, build_criterion
+from criterions import Criterion
 from data_utils.batches import EpochPlan, Layout
 from data_utils.dataset import InstructionDataset, load_instruction_data, read_rows
 from distiller import Distiller
-from models.loading import check_adapter_path, check_model_path, load_student, load_teacher, load_tokenizer
+from models.loading import load_student, load_teacher, load_tokenizer
 from models.probes import packing_is_exact, split
 from models.vocabulary import shared_vocabulary
+from preflight.checks import Examination, check
+from preflight.plans import Ranks
 from teacher import LiveTeacher
 from training.engine import (
     build_engine,
     init_distributed,
     is_main_process,
-    read_deepspeed_config,
     seed_everything,
     training_dtype,
 )
 from training.loop import Data, Trainer, total_steps
 from training.metrics import Metrics, build_logger
+from training.ranks import USER_ERRORS, is_first_of_node, show_error, together
 
 
 def main(argv: list[str]) -> None:
     try:
         trainer = prepare(argv)
-    except (ValueError, OSError) as error:  # what a user can get wrong; a failure in training keeps its traceback
-        print(f"error: {error}", file=sys.stderr)
+    except USER_ERRORS as error:  # what a user can get wrong; a failure in training keeps its traceback
+        show_error(error)
         sys.exit(2)
     trainer.run()
 
@@ -52,18 +53,18 @@ def main(argv: list[str]) -> None:
 def prepare(argv: list[str]) -> Trainer:
     """Checks, loads and builds everything. Raises ValueError, OSError with the flag and the remedy."""
     config = parse_train_arguments(argv)
-    criterion, settings = check(config)
     device = init_distributed()
+    criterion, settings = together(lambda: check(config))
+    examined = together(lambda: examine(config, criterion, settings), only=is_main_process())
     save_dir = Path(config.train.save_dir)
     save_dir.mkdir(parents=True, exist_ok=True)
     logger = build_logger(save_dir, is_main_process())
     log_start(config, criterion, settings, save_dir, logger)
 
-    tokenizer = load_tokenizer(config.model.model_path, config.model.trust_remote_code)
-    train, dev = load_data(config.data, tokenizer)
-    log_data(config.data, train, dev, logger)
+    tokenizer, train, dev = load_data(config)
+    together(lambda: plan_run(examined, train, dev, logger), only=is_main_process())
     seed_everything(config.train.seed)
-    distiller, teacher, layout = load_models(config, criterion, tokenizer, settings, device, logger)
+    distiller, teacher, layout = together(lambda: load_models(config, criterion, tokenizer, settings, device, logger))
     check_token_ids(config, train, dev, distiller)
 
     plan = epoch_plan(train, config.train, layout)
@@ -88,33 +89,20 @@ def prepare(argv: list[str]) -> Trainer:
     )
 
 
-def check(config: TrainConfig) -> tuple[Criterion, dict]:
-    """What can be wrong before anything is loaded. Raises ValueError, FileNotFoundError."""
-    criterion = build_criterion(config.kd.objective, config.kd)
-    settings = read_deepspeed_config(config.train)
-    check_model_path("--model-path", config.model.model_path)
-    if config.model.peft_path is not None:
-        check_adapter_path("--peft-path", config.model.peft_path)
-    if criterion.needs_teacher:
-        if config.teacher.teacher_model_path is None:
-            raise ValueError(
-                f"--kd-objective {config.kd.objective}: needs a teacher; pass --teacher-model-path, "
-                "or --kd-objective cross_entropy to fine-tune without one"
-            )
-        check_model_path("--teacher-model-path", config.teacher.teacher_model_path)
-        if config.teacher.teacher_peft_path is not None:
-            check_adapter_path("--teacher-peft-path", config.teacher.teacher_peft_path)
-    tokens, longest = config.train.tokens_per_micro_batch, config.data.max_length
-    if tokens is not None and tokens < longest:
-        raise ValueError(f"--tokens-per-micro-batch {tokens}: pass at least --max-length {longest}, one full example")
-    train_file = Path(config.data.data_dir) / "train.jsonl"
-    if not train_file.is_file():
-        raise FileNotFoundError(f"--data-dir {config.data.data_dir}: no train.jsonl there; see data/README.md")
-    if config.train.eval_gen and not train_file.with_name("dev.jsonl").is_file():
-        raise FileNotFoundError(
-            f"--eval-gen: no dev.jsonl in --data-dir {config.data.data_dir}; add one, or drop the flag"
-        )
-    return criterion, settings
+def examine(config: TrainConfig, criterion: Criterion, settings: dict) -> Examination:
+    """Raises ValueError with all that is wrong with the models, the tokenizers and the disk."""
+    examined = Examination(config, criterion, settings, Ranks.from_environment())
+    examined.report.stop_on_errors()
+    return examined
+
+
+def plan_run(
+    examined: Examination, train: InstructionDataset, dev: InstructionDataset | None, logger: logging.Logger
+) -> None:
+    """The whole report into the log. Raises ValueError if the run cannot fit."""
+    examined.plan(train, dev)
+    logger.info("%s", examined.report)
+    examined.report.stop_on_errors()
 
 
 def log_start(
@@ -132,36 +120,26 @@ def log_start(
 
 
 def load_data(
-    args: DataArguments, tokenizer: PreTrainedTokenizerBase
-) -> tuple[InstructionDataset, InstructionDataset | None]:
-    """train and, where there is one, dev. The first process of each node tokenises, the others read its cache."""
-    first = int(os.environ.get("LOCAL_RANK", "0")) == 0
-    if not first:
-        dist.barrier()
-        args = replace(args, force_process=False)
-    folder = Path(args.data_dir)
-    train = load_instruction_data(folder / "train.jsonl", tokenizer, args, args.train_num)
-    has_dev = (folder / "dev.jsonl").is_file()
-    dev = load_instruction_data(folder / "dev.jsonl", tokenizer, args, args.dev_num) if has_dev else None
-    if first:
-        dist.barrier()
-    return train, dev
+    config: TrainConfig,
+) -> tuple[PreTrainedTokenizerBase, InstructionDataset, InstructionDataset | None]:
+    """The tokenizer, train and, where there is one, dev.
 
+    The first process of each node tokenises, the others read its cache.
+    """
+    tokenizer = together(
+        lambda: load_tokenizer(config.model.model_path, config.model.trust_remote_code, config.model.model_revision)
+    )
+    folder = Path(config.data.data_dir)
 
-def log_data(
-    args: DataArguments, train: InstructionDataset, dev: InstructionDataset | None, logger: logging.Logger
-) -> None:
-    """How much there is, and how much of it was too long."""
-    for name, data in (("train", train), ("dev", dev)):
-        if data is None:
-            logger.info("%s: no %s.jsonl, so nothing ranks the checkpoints: the latest is kept", name, name)
-            continue
-        logger.info("%s: %d examples, %d tokens", name, len(data), data.lengths.sum())
-        if data.cut_prompts or data.cut_responses:
-            logger.info(
-                "%s: %d prompts cut to --max-prompt-length %d, %d responses cut to --max-length %d",
-                *(name, data.cut_prompts, args.max_prompt_length, data.cut_responses, args.max_length),
-            )
+    def load(args: DataArguments) -> tuple[InstructionDataset, InstructionDataset | None]:
+        train = load_instruction_data(folder / "train.jsonl", tokenizer, args, args.train_num)
+        has_dev = (folder / "dev.jsonl").is_file()
+        return train, load_instruction_data(folder / "dev.jsonl", tokenizer, args, args.dev_num) if has_dev else None
+
+    first = is_first_of_node()
+    of_first = together(lambda: load(config.data), only=first)
+    of_others = together(lambda: load(replace(config.data, force_process=False)), only=not first)
+    return tokenizer, *(of_first or of_others)
 
 
 def load_models(
@@ -184,7 +162,9 @@ def load_models(
         models.append(teacher_model)
         vocabulary_size = shared_vocabulary(
             tokenizer,
-            load_tokenizer(config.teacher.teacher_model_path, model_args.trust_remote_code),
+            load_tokenizer(
+                config.teacher.teacher_model_path, model_args.trust_remote_code, config.teacher.teacher_revision
+            ),
             student.get_output_embeddings().weight.shape[0],
             teacher_model.get_output_embeddings().weight.shape[0],
         )

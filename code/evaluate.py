@@ -26,6 +26,7 @@ from evaluation.generation import generate_answers
 from evaluation.results import summarise, table, write_answers, write_atomically
 from evaluation.rouge import rouge_l
 from models.loading import load_checkpoint
+from training.ranks import USER_ERRORS, show_error
 
 
 def main(argv: list[str]) -> None:
@@ -33,8 +34,8 @@ def main(argv: list[str]) -> None:
         config = parse_evaluate_arguments(argv)
         args, data = config.evaluate, read_data(config.evaluate)
         model, tokenizer = load(args)
-    except (ValueError, OSError) as error:  # what a user can get wrong; a failure later keeps its traceback
-        print(f"error: {error}", file=sys.stderr)
+    except USER_ERRORS as error:  # what a user can get wrong; a failure later keeps its traceback
+        show_error(error)
         sys.exit(2)
     model.to(init_distributed())
     save_dir = results_folder(args)
@@ -56,6 +57,7 @@ def load(args: EvaluateArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerB
         "auto" if args.dtype == "auto" else getattr(torch, args.dtype),
         args.attn_implementation,
         args.trust_remote_code,
+        args.model_revision,
     )
 
 

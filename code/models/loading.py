@@ -1,9 +1,9 @@
 """Student, teacher and tokenizer from a folder or a hub id; LoRA adapters new, continued or merged.
 
-In: paths and a dtype. Out: Transformers or PEFT models on the CPU; the student trainable, the teacher frozen.
+In: paths and a dtype. Out: Transformers or PEFT models on the CPU; the student trainable, the teacher frozen. Weights
+come from safetensors alone, and code that comes with a model runs only where --trust-remote-code asks for it.
 """
 
-import json
 from pathlib import Path
 
 import torch
@@ -12,13 +12,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils.logging import disable_progress_bar
 
 from arguments import ModelArguments, TeacherArguments
+from models.files import check_adapter_path, check_model_path, check_revision, read_json
 
 disable_progress_bar()  # loading and saving report themselves, and every rank would draw a bar
 
 
-def load_tokenizer(path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str, trust_remote_code: bool = False, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a model. Raises ValueError if it has no EOS; without PAD, EOS fills the place of pads."""
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
     if tokenizer.eos_token_id is None:
         raise ValueError(f"{path}: its tokenizer has no EOS token, so no answer could end; set eos_token there")
     if tokenizer.pad_token_id is None:
@@ -28,7 +29,7 @@ def load_tokenizer(path: str, trust_remote_code: bool = False) -> PreTrainedToke
 
 def load_student(args: ModelArguments, dtype: torch.dtype) -> PreTrainedModel | PeftModel:
     """The student: all weights trainable, or (--peft lora) an adapter on frozen weights."""
-    model = _load(args.model_path, dtype, args.attn_implementation, args.trust_remote_code)
+    model = _load(args.model_path, dtype, args.attn_implementation, args.trust_remote_code, args.model_revision)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if args.peft is None:
@@ -36,6 +37,11 @@ def load_student(args: ModelArguments, dtype: torch.dtype) -> PreTrainedModel | 
     # The adapter keeps the model's dtype: DeepSpeed holds the fp32 master weights.
     if args.peft_path is not None:
         return PeftModel.from_pretrained(model, args.peft_path, is_trainable=True, autocast_adapter_dtype=False)
+    return add_adapter(model, args)
+
+
+def add_adapter(model: PreTrainedModel, args: ModelArguments) -> PeftModel:
+    """`model` with a new adapter, as the flags describe it."""
     names = args.peft_lora_target_modules
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
@@ -43,6 +49,7 @@ def load_student(args: ModelArguments, dtype: torch.dtype) -> PreTrainedModel | 
         lora_alpha=args.peft_lora_alpha,
         lora_dropout=args.peft_lora_dropout,
         target_modules=names.split(",") if names and names != "all-linear" else names,
+        revision=args.model_revision,  # of the base: whoever loads the adapter gets the same one
     )
     try:
         return get_peft_model(model, config, autocast_adapter_dtype=False)
@@ -54,7 +61,7 @@ def load_teacher(
     args: TeacherArguments, dtype: torch.dtype, attn_implementation: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedModel:
     """The teacher, in evaluation mode, without gradients, its adapter merged."""
-    model = _load(args.teacher_model_path, dtype, attn_implementation, trust_remote_code)
+    model = _load(args.teacher_model_path, dtype, attn_implementation, trust_remote_code, args.teacher_revision)
     if args.teacher_peft_path is not None:
         model = PeftModel.from_pretrained(model, args.teacher_peft_path).merge_and_unload()
     return model.eval().requires_grad_(False)
@@ -66,59 +73,62 @@ def load_checkpoint(
     dtype: torch.dtype | str = "auto",
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
+    revision: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model to evaluate, its adapter merged: a full checkpoint, an adapter (its base from its own config) or both."""
+    check_revision("--model-revision", revision, path)
     if peft_path is None and (Path(path) / "adapter_config.json").is_file():
-        peft_path, path = path, adapter_base(path)
+        peft_path = path
+        path, revision = adapter_base(path)
         try:
             check_model_path("its base", path)
         except ValueError as error:
             raise ValueError(f"{peft_path}: {error}; pass --model-path BASE --peft-path {peft_path}") from None
     check_model_path("--model-path", path)
-    model = _load(path, dtype, attn_implementation, trust_remote_code)
-    tokenizer_path = path
     if peft_path is not None:
         check_adapter_path("--peft-path", peft_path)
+    model = _load(path, dtype, attn_implementation, trust_remote_code, revision)
+    tokenizer_path = path
+    if peft_path is not None:
         model = PeftModel.from_pretrained(model, peft_path).merge_and_unload()
         if (Path(peft_path) / "tokenizer_config.json").is_file():
-            tokenizer_path = peft_path
-    return model.eval(), load_tokenizer(tokenizer_path, trust_remote_code)
+            tokenizer_path, revision = peft_path, None
+    return model.eval(), load_tokenizer(tokenizer_path, trust_remote_code, revision)
 
 
-def check_model_path(flag: str, path: str) -> None:
-    """Raises ValueError if a local path cannot be a model; a hub id (`name` or `owner/name`) passes."""
-    folder = Path(path)
-    if folder.is_dir():
-        if (folder / "config.json").is_file():
-            return
-        if (folder / "adapter_config.json").is_file():
-            raise ValueError(f"{flag} {path}: a LoRA adapter; pass its base here and the adapter as the PEFT path")
-        found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
-        raise ValueError(f"{flag} {path}: no config.json there (found: {found}); pass the folder of a model")
-    is_hub_id = path.count("/") <= 1 and not path.startswith((".", "/", "~", "outputs/", "model_hub/"))
-    if folder.exists() or not is_hub_id:
-        raise ValueError(f"{flag} {path}: no such folder; pass the folder of a model or a hub id")
-
-
-def check_adapter_path(flag: str, path: str) -> None:
-    """Raises ValueError if a path is not the folder of a LoRA adapter."""
-    if not (Path(path) / "adapter_config.json").is_file():
-        raise ValueError(f"{flag} {path}: no adapter_config.json there; pass the epoch folder of a LoRA run")
-
-
-def adapter_base(path: str) -> str:
-    """The base model that an adapter names."""
-    base = json.loads((Path(path) / "adapter_config.json").read_text()).get("base_model_name_or_path")
+def adapter_base(path: str) -> tuple[str, str | None]:
+    """The base model that an adapter names, and its revision."""
+    config = read_json("adapter", Path(path) / "adapter_config.json")
+    base = config.get("base_model_name_or_path")
     if not base:
         raise ValueError(f"{path}: the adapter names no base; pass --model-path BASE --peft-path {path}")
-    return base
+    return base, config.get("revision")
 
 
-def _load(path: str, dtype: torch.dtype | str, attn_implementation: str | None, trust_remote_code: bool):
+def _load(
+    path: str,
+    dtype: torch.dtype | str,
+    attn_implementation: str | None,
+    trust_remote_code: bool,
+    revision: str | None,
+) -> PreTrainedModel:
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+            revision=revision,
+            use_safetensors=True,
+            output_loading_info=True,
         )
-    except OSError as error:  # no such name on the hub, no connection, or a folder without weights
+    except OSError as error:  # no such name on the hub, no connection, or no safetensors there
         reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: {reason}; pass the folder of a model or a hub id") from None
+        raise ValueError(f"{path}: {reason}; pass the folder of a model or a hub id, with safetensors") from None
+    if loaded["missing_keys"]:
+        missing = sorted(loaded["missing_keys"])
+        raise ValueError(
+            f"{path}: no weights for {len(missing)} of the model's tensors ({', '.join(missing[:3])}), which would "
+            "start at random; pass a complete causal language model"
+        )
+    return model

@@ -4,6 +4,7 @@ The engine holds the distiller (student and criterion) only. Batch size, accumul
 ZeRO stage and dtype from the JSON file.
 """
 
+import difflib
 import json
 import os
 import random
@@ -15,6 +16,8 @@ import deepspeed
 import numpy as np
 import torch
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from pydantic import ValidationError
 from torch import distributed as dist
 
 from arguments import TrainArguments
@@ -32,6 +35,10 @@ SET_BY_FLAGS = {
 }
 
 
+# What DeepSpeed would take a misspelt section for: nothing at all.
+SECTIONS = "zero_optimization zero_force_ds_cpu_optimizer zero_allow_untested_optimizer bf16 fp16 data_types".split()
+
+
 def read_deepspeed_config(args: TrainArguments) -> dict:
     """The JSON file with what the flags decide filled in. Raises FileNotFoundError, ValueError."""
     settings = {"zero_optimization": {"stage": 0}}
@@ -41,8 +48,9 @@ def read_deepspeed_config(args: TrainArguments) -> dict:
             raise FileNotFoundError(f"--deepspeed_config {path}: no such file; see configs/deepspeed/")
         try:
             settings = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # not JSON, not UTF-8
             raise ValueError(f"--deepspeed_config {path}: not JSON ({error}); see configs/deepspeed/") from None
+        _check_settings(f"--deepspeed_config {path}", settings)
     for name, remedy in SET_BY_FLAGS.items():
         if settings.get(name, "auto") != "auto":
             raise ValueError(f"--deepspeed_config {args.deepspeed_config}: remove {name!r}; {remedy}")
@@ -62,6 +70,28 @@ def read_deepspeed_config(args: TrainArguments) -> dict:
     }
 
 
+def _check_settings(flag: str, settings: object) -> None:
+    """What would fail late, or silently do nothing. Raises ValueError."""
+    if not isinstance(settings, dict):
+        raise ValueError(f"{flag}: {type(settings).__name__}, not an object; see configs/deepspeed/")
+    for name, value in settings.items():
+        close = difflib.get_close_matches(name, SECTIONS, n=1, cutoff=0.75)
+        if name not in SECTIONS and close:
+            raise ValueError(f"{flag}: {name!r} is no section of DeepSpeed's; did you mean {close[0]!r}?")
+        if name in ("zero_optimization", "bf16", "fp16", "data_types") and not isinstance(value, dict):
+            raise ValueError(f"{flag}: {name!r} is {json.dumps(value)}, not an object; see configs/deepspeed/")
+    try:
+        zero = DeepSpeedZeroConfig(**settings.get("zero_optimization", {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(
+            f"{flag}: zero_optimization.{place}: {first['msg']} ({first['input']!r}); see configs/deepspeed/"
+        ) from None
+    if zero.stage not in (0, 1, 2, 3):
+        raise ValueError(f"{flag}: zero_optimization.stage: {zero.stage}; pass 0, 1, 2 or 3")
+
+
 def training_dtype(settings: dict) -> torch.dtype:
     """What the parameters are held in."""
     if settings.get("bf16", {}).get("enabled"):
@@ -70,7 +100,10 @@ def training_dtype(settings: dict) -> torch.dtype:
 
 
 def init_distributed() -> torch.device:
-    """Joins the process group of `deepspeed` or `torchrun`, or makes one of this process alone. Returns the device."""
+    """Joins the process group of `deepspeed` or `torchrun`, or makes one of this process alone. Returns the device.
+
+    Raises ValueError if there are more processes than devices, OSError if the port is taken.
+    """
     # DeepSpeed calls collectives by names that torch is about to retire: nothing a user could act on.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     accelerator = get_accelerator()
@@ -84,11 +117,27 @@ def init_distributed() -> torch.device:
         # DeepSpeed would compile its shared-memory collectives: that takes a compiler and a minute; gloo needs neither.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     else:
+        _check_devices(accelerator.device_count(), local_rank)
         accelerator.set_device(local_rank)
-    deepspeed.init_distributed(
-        dist_backend=accelerator.communication_backend_name(), auto_mpi_discovery=False, verbose=False
-    )
+    try:
+        deepspeed.init_distributed(
+            dist_backend=accelerator.communication_backend_name(), auto_mpi_discovery=False, verbose=False
+        )
+    except dist.DistNetworkError as error:
+        place = f"MASTER_ADDR={os.environ.get('MASTER_ADDR')} MASTER_PORT={os.environ.get('MASTER_PORT')}"
+        raise OSError(
+            f"{place}: {str(error).splitlines()[0]}; another run may have the port: set MASTER_PORT to a free one"
+        ) from None
     return torch.device(accelerator.device_name(local_rank) if accelerator.device_name() != "cpu" else "cpu")
+
+
+def _check_devices(devices: int, local_rank: int) -> None:
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", local_rank + 1)))
+    if processes > devices:
+        raise ValueError(
+            f"{processes} processes on a machine with {devices} visible devices; set GPUS={devices} (or --num_gpus, "
+            "--nproc_per_node), or show more of them in CUDA_VISIBLE_DEVICES"
+        )
 
 
 def seed_everything(seed: int) -> None:

@@ -141,7 +141,7 @@ def test_every_field_parses_in_every_spelling_and_with_equals_sign(parse, group,
     company = []
     if group is ModelArguments and field.name.startswith("peft_"):
         company = ["--peft", "lora"]
-    elif field.name == "teacher_peft_path":
+    elif field.name in ("teacher_peft_path", "teacher_revision"):
         company = ["--teacher-model-path", "t"]
     spaced, joined = parse(*company, option, text), parse(*company, f"{option}={text}")
     assert spaced == joined
@@ -414,10 +414,11 @@ def test_out_of_range_values_name_flag_value_and_remedy(case):
         if base_type(typing.get_type_hints(group)[field.name]) is float
     ],
 )
-def test_no_number_is_nan(group, field):
+@pytest.mark.parametrize("word", ["nan", "inf", "-inf"])
+def test_every_number_is_finite(group, field, word):
     flag = f"--{field.name.replace('_', '-')}"
-    with pytest.raises(ValueError, match=f"^{flag} nan: "):
-        parse_train(flag, "nan")
+    with pytest.raises(ValueError, match=f"^{flag} {word}: "):
+        parse_train(f"{flag}={word}")
 
 
 @pytest.mark.parametrize(
@@ -518,6 +519,7 @@ VALID = {
     "repetition_penalty": st.floats(0.1, 10),
 }
 DEFAULTS = train_flags(parse_train("--peft", "lora"))
+FLAGS = [option for group in TRAIN_GROUPS for f in dataclasses.fields(group) for option in options_of(group, f)]
 
 
 @settings(max_examples=30, deadline=None)
@@ -534,6 +536,20 @@ def test_valid_values_round_trip(values, ways, order):
     order.shuffle(flags)
     parsed = train_flags(parse_train("--peft", "lora", *(word for words in flags for word in words)))
     assert parsed == DEFAULTS | values
+
+
+@settings(max_examples=100, deadline=None)
+@given(words=st.lists(st.sampled_from(FLAGS) | st.text(max_size=8) | st.integers().map(str), max_size=5))
+def test_no_words_raise_anything_but_value_error(words):
+    """Whatever stands on the command line ends in a configuration or in one message about it."""
+    if {"-h", "--help"} & set(words):
+        return
+    try:
+        config = parse_train(*words)
+    except ValueError as error:
+        assert str(error)
+    else:
+        assert isinstance(config, TrainConfig)
 
 
 def test_negative_numbers_are_values():

@@ -1,0 +1,58 @@
+"""Examine a run without running it: the flags of `code/distillation.py`, one report, nothing trained or written.
+
+    python code/doctor.py --model-path STUDENT --teacher-model-path TEACHER --data-dir data/dolly --kd-objective todi
+
+Beside what every start checks, it probes packing and head on tiny random models of the same classes. The number of
+ranks is that of WORLD_SIZE, where it is set. Exit code 0: the run can start (read the warnings); 2: it cannot.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from arguments import TrainConfig, parse_train_arguments
+from data_utils.dataset import InstructionDataset, load_instruction_data
+from models.loading import load_tokenizer
+from preflight.checks import Examination, check
+from preflight.plans import Ranks
+from preflight.probe import probe
+from preflight.report import Report
+from training.ranks import USER_ERRORS, show_error
+
+
+def main(argv: list[str]) -> None:
+    if os.environ.get("RANK", "0") != "0":
+        return
+    try:
+        report = diagnose(parse_train_arguments(argv))
+    except USER_ERRORS as error:
+        show_error(error)
+        sys.exit(2)
+    print(report)
+    sys.exit(2 if report.errors else 0)
+
+
+def diagnose(config: TrainConfig) -> Report:
+    """The whole report. Raises ValueError where nothing can be examined, since a file is missing or broken."""
+    criterion, settings = check(config)
+    examined = Examination(config, criterion, settings, Ranks.from_environment())
+    with examined.report.check():
+        examined.plan(*load_data(config))
+    for flag, model in (("--model-path", examined.student), ("--teacher-model-path", examined.teacher)):
+        if model is not None:
+            probe(flag, model, config, examined.report)
+    return examined.report
+
+
+def load_data(config: TrainConfig) -> tuple[InstructionDataset, InstructionDataset | None]:
+    """train and dev, tokenised into the cache that training reads too."""
+    args, model = config.data, config.model
+    tokenizer = load_tokenizer(model.model_path, model.trust_remote_code, model.model_revision)
+    folder = Path(args.data_dir)
+    train = load_instruction_data(folder / "train.jsonl", tokenizer, args, args.train_num)
+    has_dev = (folder / "dev.jsonl").is_file()
+    return train, load_instruction_data(folder / "dev.jsonl", tokenizer, args, args.dev_num) if has_dev else None
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,103 @@
+"""What lies in the folder of a model or an adapter, read from safetensors headers: no weight is loaded.
+
+In: a path as a flag gives it. Out: names and shapes of the tensors; or a ValueError that names flag, file and remedy
+where a folder is no model, is incomplete, or holds pickles.
+"""
+
+import json
+from pathlib import Path
+
+MODEL, ADAPTER = "model.safetensors", "adapter_model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLES = ("pytorch_model*.bin", "adapter_model.bin", "*.pt", "*.pth", "*.ckpt")
+LONGEST_HEADER = 100 * 2**20  # bytes; the limit of the safetensors library
+
+
+def check_model_path(flag: str, path: str) -> None:
+    """Raises ValueError if a local path cannot be a model; a hub id (`name` or `owner/name`) passes."""
+    folder = Path(path)
+    if folder.is_dir():
+        if (folder / "config.json").is_file():
+            read_json(flag, folder / "config.json")
+            read_shapes(flag, path)
+            return
+        if (folder / "adapter_config.json").is_file():
+            raise ValueError(f"{flag} {path}: a LoRA adapter; pass its base here and the adapter as the PEFT path")
+        found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
+        raise ValueError(f"{flag} {path}: no config.json there (found: {found}); pass the folder of a model")
+    is_hub_id = path.count("/") <= 1 and not path.startswith((".", "/", "~", "outputs/", "model_hub/"))
+    if folder.exists() or not is_hub_id:
+        raise ValueError(f"{flag} {path}: no such folder; pass the folder of a model or a hub id")
+
+
+def check_adapter_path(flag: str, path: str) -> None:
+    """Raises ValueError if a path is not the folder of a whole LoRA adapter."""
+    if not (Path(path) / "adapter_config.json").is_file():
+        raise ValueError(f"{flag} {path}: no adapter_config.json there; pass the epoch folder of a LoRA run")
+    read_json(flag, Path(path) / "adapter_config.json")
+    read_shapes(flag, path, ADAPTER)
+
+
+def check_revision(flag: str, revision: str | None, path: str) -> None:
+    """Raises ValueError if a revision is asked of a folder: it would be ignored."""
+    if revision is not None and Path(path).is_dir():
+        raise ValueError(
+            f"{flag} {revision}: {path} is a folder, which has no revisions; drop the flag or pass a hub id"
+        )
+
+
+def read_json(flag: str, path: Path) -> dict:
+    """The object in a JSON file. Raises ValueError with the flag and the file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, not UTF-8
+        raise ValueError(f"{flag} {path}: not JSON ({error}); copy the folder again") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{flag} {path}: {type(content).__name__}, not an object; copy the folder again")
+    return content
+
+
+def read_shapes(flag: str, folder: str, name: str = MODEL) -> dict[str, tuple[int, ...]]:
+    """Name and shape of each tensor of a folder's weights. Raises ValueError if a file is absent or cut short."""
+    files = [Path(folder) / name]
+    if name == MODEL and not files[0].is_file() and (Path(folder) / INDEX).is_file():
+        index = read_json(flag, Path(folder) / INDEX)
+        files = [Path(folder) / shard for shard in sorted(set(index.get("weight_map", {}).values()))]
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        if not file.is_file():
+            raise ValueError(f"{flag} {folder}: {_absent(Path(folder), file.name)}")
+        shapes |= _read_header(flag, file)
+    return shapes
+
+
+def _absent(folder: Path, name: str) -> str:
+    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    if pickles and name in (MODEL, ADAPTER):
+        return (
+            f"{', '.join(pickles[:3])} but no {name}; pickled weights can run code and are not loaded: convert them "
+            "where you trust them, with from_pretrained(...).save_pretrained(folder)"
+        )
+    return f"no {name} there; the folder is incomplete: copy it again, or pass another checkpoint"
+
+
+def _read_header(flag: str, file: Path) -> dict[str, tuple[int, ...]]:
+    """A safetensors file is 8 bytes with the length of a JSON header, the header, and the data that it describes."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > min(size - 8, LONGEST_HEADER):
+            raise ValueError(f"{flag} {file}: no safetensors file, or cut short in its header; copy it again")
+        try:
+            header = json.loads(stream.read(length))
+            header.pop("__metadata__", None)
+            end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+            shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
+        except (ValueError, AttributeError, KeyError, TypeError, IndexError):
+            raise ValueError(f"{flag} {file}: its safetensors header is broken; copy the file again") from None
+    if size != 8 + length + end:
+        raise ValueError(
+            f"{flag} {file}: {size} bytes where its header describes {8 + length + end}; the file is incomplete: "
+            "copy it again, or pass another checkpoint"
+        )
+    return shapes

@@ -1,0 +1,114 @@
+"""The checks in their order: files first, then what is in them, then what the run will take.
+
+`check` runs on every rank; `examine` and `plan` on rank 0, or in `code/doctor.py`, and fill one report.
+"""
+
+from pathlib import Path
+
+from arguments import TrainConfig
+from criterions import Criterion, build_criterion
+from data_utils.dataset import InstructionDataset
+from models.files import check_adapter_path, check_model_path, check_revision
+from preflight.plans import Ranks, check_positions, plan_data, plan_disk, plan_memory, plan_steps
+from preflight.report import Report
+from preflight.skeleton import ModelFacts, student_facts, teacher_facts
+from preflight.tokens import check_tokenizers
+from training.engine import read_deepspeed_config, training_dtype
+
+
+def check(config: TrainConfig) -> tuple[Criterion, dict]:
+    """The objective and DeepSpeed's settings. Raises ValueError, a line for each file or flag that is wrong."""
+    report, criterion, settings = Report(), None, {}
+    with report.check():
+        criterion = build_criterion(config.kd.objective, config.kd)
+    with report.check():
+        settings = read_deepspeed_config(config.train)
+    with report.check():
+        check_revision("--model-revision", config.model.model_revision, config.model.model_path)
+        check_model_path("--model-path", config.model.model_path)
+        if config.model.peft_path is not None:
+            check_adapter_path("--peft-path", config.model.peft_path)
+    if criterion is not None and criterion.needs_teacher:
+        with report.check():
+            _check_teacher(config)
+    with report.check():
+        _check_data(config)
+    report.stop_on_errors()
+    return criterion, settings
+
+
+def _check_teacher(config: TrainConfig) -> None:
+    teacher = config.teacher
+    if teacher.teacher_model_path is None:
+        raise ValueError(
+            f"--kd-objective {config.kd.objective}: needs a teacher; pass --teacher-model-path, "
+            "or --kd-objective cross_entropy to fine-tune without one"
+        )
+    check_revision("--teacher-revision", teacher.teacher_revision, teacher.teacher_model_path)
+    check_model_path("--teacher-model-path", teacher.teacher_model_path)
+    if teacher.teacher_peft_path is not None:
+        check_adapter_path("--teacher-peft-path", teacher.teacher_peft_path)
+
+
+def _check_data(config: TrainConfig) -> None:
+    tokens, longest = config.train.tokens_per_micro_batch, config.data.max_length
+    if tokens is not None and tokens < longest:
+        raise ValueError(f"--tokens-per-micro-batch {tokens}: pass at least --max-length {longest}, one full example")
+    train_file = Path(config.data.data_dir) / "train.jsonl"
+    if not train_file.is_file():
+        raise FileNotFoundError(f"--data-dir {config.data.data_dir}: no train.jsonl there; see data/README.md")
+    if config.train.eval_gen and not train_file.with_name("dev.jsonl").is_file():
+        raise FileNotFoundError(
+            f"--eval-gen: no dev.jsonl in --data-dir {config.data.data_dir}; add one, or drop the flag"
+        )
+
+
+class Examination:
+    """What is known of the models before they are loaded; its report grows with `plan`."""
+
+    def __init__(self, config: TrainConfig, criterion: Criterion, settings: dict, ranks: Ranks):
+        self.config, self.settings, self.ranks = config, settings, ranks
+        self.report = Report()
+        self.student: ModelFacts | None = None
+        self.teacher: ModelFacts | None = None
+        self._examine(criterion.needs_teacher)
+
+    def _examine(self, needs_teacher: bool) -> None:
+        """Models, adapters, tokenizers, disk; errors stay in the report."""
+        config, report = self.config, self.report
+        with report.check():
+            self.student = student_facts(config.model, report)
+            self._describe("student", self.student)
+        if needs_teacher:
+            with report.check():
+                self.teacher = teacher_facts(config.teacher, config.model.trust_remote_code, report)
+                self._describe("teacher", self.teacher)
+        if self.student is None:
+            return
+        with report.check():
+            check_tokenizers(config, self.student, self.teacher, report)
+        with report.check():
+            plan_disk(config, self.settings, self.student, report)
+
+    def plan(self, train: InstructionDataset, dev: InstructionDataset | None) -> None:
+        """What depends on the rows: cuts, steps, memory."""
+        config, report = self.config, self.report
+        models = [model for model in (self.student, self.teacher) if model is not None]
+        plan_data(config, train, dev, report)
+        longest = max(data.lengths.max() for data in (train, dev) if data is not None)
+        with report.check():
+            check_positions(config, int(longest), models)
+        plan_steps(config.train, len(train), self.ranks, report)
+        if self.student is not None:
+            with report.check():
+                plan_memory(config, self.settings, self.student, self.teacher, train.lengths, self.ranks, report)
+
+    def _describe(self, name: str, model: ModelFacts) -> None:
+        dtype = str(training_dtype(self.settings)).removeprefix("torch.")
+        trainable = "all" if model.trainable == model.parameters else f"{model.trainable:,}"
+        of_student = f", {trainable} trainable" if name == "student" else ""
+        self.report.fact(
+            name,
+            f"{model.path}: {model.config.model_type}, {model.text_config.num_hidden_layers} layers, "
+            f"{model.parameters:,} parameters{of_student}, in {dtype}",
+        )

@@ -1,0 +1,269 @@
+"""What the run will take: steps, memory of the fullest rank, disk. Estimates say that they are estimates.
+
+Memory that is a matter of counting (weights, gradients, optimiser, teacher) must fit, or the run stops here;
+activations and the loss are estimated, and only warned of.
+"""
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from deepspeed.accelerator import get_accelerator
+
+from arguments import TrainArguments, TrainConfig
+from data_utils.dataset import InstructionDataset
+from preflight.report import Report, size
+from preflight.skeleton import ModelFacts
+from training.engine import training_dtype
+
+FP32 = 4
+ADAM = 2 * FP32  # two moments
+LOSS_BLOCKS = 8  # fp32 [rows, vocabulary] blocks alive at once: logits, log-probabilities, gradient, of both models
+SAMPLED_BATCHES = 64
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """How many processes there are in all, and how many of them share this machine."""
+
+    world: int
+    of_node: int
+
+    @classmethod
+    def from_environment(cls) -> "Ranks":
+        """As the launcher says: torchrun, deepspeed, or none."""
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        return cls(world, int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", world))))
+
+
+# ---- data and steps --------------------------------------------------------------------------------------------------
+
+
+def plan_data(config: TrainConfig, train: InstructionDataset, dev: InstructionDataset | None, report: Report) -> None:
+    """Rows, tokens, and what of them is lost to the limits."""
+    args = config.data
+    for name, data in (("train", train), ("dev", dev)):
+        if data is None:
+            report.warn(
+                f"no {name}.jsonl in --data-dir {args.data_dir}, so nothing ranks the checkpoints: the latest is kept"
+            )
+            continue
+        empty = int((data.responses == 0).sum())
+        report.fact(
+            name,
+            f"{len(data):,} rows, {data.lengths.sum():,} tokens, {data.responses.sum():,} of responses; "
+            f"{data.cut_prompts:,} prompts cut to --max-prompt-length {args.max_prompt_length}, {data.cut_responses:,} "
+            f"responses to --max-length {args.max_length}; {empty:,} rows keep no response token",
+        )
+        for what, count, flag in (
+            ("prompts", data.cut_prompts, "--max-prompt-length"),
+            ("responses", data.cut_responses, "--max-length"),
+        ):
+            if count > 0.05 * len(data):
+                loss = "" if what == "prompts" else ", so their ends and EOS are never learnt"
+                report.warn(f"{name}: {count / len(data):.0%} of the {what} are cut{loss}; raise {flag}")
+
+
+def check_positions(config: TrainConfig, longest: int, models: list[ModelFacts]) -> None:
+    """Raises ValueError if a row, or an answer of --eval-gen, has more tokens than a model has positions."""
+    needed = max(longest, config.data.max_length if config.train.eval_gen else 0)
+    for model in models:
+        positions = getattr(model.text_config, "max_position_embeddings", None)
+        if positions is not None and needed > positions:
+            raise ValueError(f"--max-length {config.data.max_length}: {model.path} has {positions} positions; lower it")
+
+
+def plan_steps(args: TrainArguments, rows: int, ranks: Ranks, report: Report) -> None:
+    """Steps, epochs, warm-up."""
+    of_step = args.batch_size * args.gradient_accumulation_steps * ranks.world
+    of_epoch = -(-rows // of_step)
+    total = min(of_epoch * args.num_epochs, args.total_iters or of_epoch * args.num_epochs)
+    product = (
+        f"--batch-size {args.batch_size} x --gradient-accumulation-steps {args.gradient_accumulation_steps} x "
+        f"{ranks.world} ranks"
+    )
+    report.fact(
+        "steps",
+        f"{of_epoch:,} an epoch, {total:,} in all ({total / of_epoch:.3g} of {args.num_epochs} epochs); {of_step:,} "
+        f"rows a step: {product}",
+    )
+    if of_step > rows:
+        report.warn(
+            f"a step would take {of_step:,} rows, and there are {rows:,}: lower --batch-size, or use fewer ranks"
+        )
+    warmup = args.warmup_iters or int(args.warmup_ratio * total)
+    if warmup >= total:
+        report.warn(
+            f"the warm-up takes all {total:,} steps, so --lr {args.lr:g} is never reached; lower --warmup-iters"
+        )
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of one rank: on the device and, where offloaded, on the host. `estimated` is what cannot be counted."""
+
+    device: dict[str, int]
+    host: dict[str, int]
+    estimated: dict[str, int]
+
+
+def memory_plan(
+    config: TrainConfig, settings: dict, student: ModelFacts, teacher: ModelFacts | None, tokens: int, ranks: Ranks
+) -> MemoryPlan:
+    """tokens: of the fullest micro-batch."""
+    dtype = training_dtype(settings)
+    width, half = dtype.itemsize, dtype != torch.float32
+    zero = settings.get("zero_optimization", {})
+    stage, world = zero.get("stage", 0), ranks.world
+    accumulates_fp32 = half and settings.get("data_types", {}).get("grad_accum_dtype") == "fp32"
+    gradient = (width + FP32 if accumulates_fp32 else width) * student.trainable
+    states = (ADAM + (FP32 if half else 0)) * student.trainable
+    parts = {
+        "weights": student.parameters * width // (world if stage == 3 else 1),
+        "gradients": gradient // (world if stage >= 2 else 1),
+        "optimiser": states // (world if stage >= 1 else 1),
+        "teacher": teacher.parameters * width if teacher else 0,
+        "ZeRO buckets": 2 * width * zero.get("reduce_bucket_size", 500_000_000) if stage and world > 1 else 0,
+    }
+    parts["ZeRO buckets"] = min(parts["ZeRO buckets"], 2 * width * student.trainable)
+    offloaded = [
+        part
+        for part, key in (("optimiser", "offload_optimizer"), ("weights", "offload_param"))
+        if (zero.get(key) or {}).get("device", "none") != "none"
+    ]
+    host = {part: parts.pop(part) for part in offloaded}
+    if get_accelerator().device_name() != "cpu":
+        host["loading"] = max(student.parameters, teacher.parameters if teacher else 0) * width
+    block = config.kd.loss_chunk_mb * 2**20
+    hidden = tokens * sum(model.text_config.hidden_size for model in (student, teacher) if model)
+    estimated = {
+        "activations": activation_bytes(student, tokens, width, config.model.gradient_checkpointing),
+        "loss": LOSS_BLOCKS * block
+        + hidden * width
+        + (student.head_rows * student.text_config.hidden_size * FP32 if student.head_trains else 0),
+    }
+    return MemoryPlan({name: n for name, n in parts.items() if n}, host, estimated)
+
+
+def activation_bytes(model: ModelFacts, tokens: int, width: int, checkpointing: bool) -> int:
+    """What autograd keeps of a forward, without dropout masks and without attention matrices, as sdpa does it.
+
+    A layer keeps the inputs of its norms (in fp32 beside the dtype) and of its matrix products, query, key, value and
+    the attention's output, and of the MLP its inner activations; under gradient checkpointing its input only.
+    """
+    config = model.text_config
+    hidden, layers, heads = config.hidden_size, config.num_hidden_layers, config.num_attention_heads
+    gated = getattr(config, "hidden_act", None) in ("silu", "swish", "gelu_pytorch_tanh")
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden
+    key_value = hidden * (getattr(config, "num_key_value_heads", None) or heads) // heads
+    norms = 2 * (hidden * width + 2 * hidden * FP32)
+    layer = norms + width * (4 * hidden + 2 * key_value + (4 if gated else 3) * inner)
+    return tokens * (layers * hidden * width + layer if checkpointing else layers * layer)
+
+
+def plan_memory(
+    config: TrainConfig,
+    settings: dict,
+    student: ModelFacts,
+    teacher: ModelFacts | None,
+    lengths: np.ndarray,
+    ranks: Ranks,
+    report: Report,
+) -> None:
+    """Raises ValueError if what can be counted does not fit; warns if the estimate does not."""
+    tokens = fullest_batch(lengths, config.train.batch_size, config.train.seed)
+    plan = memory_plan(config, settings, student, teacher, tokens, ranks)
+    on_cpu = get_accelerator().device_name() == "cpu"
+    remedy = (
+        "--gradient-checkpointing; a smaller --batch-size with more --gradient-accumulation-steps; a smaller "
+        "--loss-chunk-mb; a higher ZeRO stage or offload in --deepspeed_config; --peft lora"
+    )
+    host_needed, host_free = sum(plan.host.values()), host_memory() // ranks.of_node
+    needed = sum(plan.device.values()) + (host_needed if on_cpu else 0)
+    free = host_free if on_cpu else get_accelerator().available_memory()
+    place = f"of this machine's memory, for each of its {ranks.of_node} ranks" if on_cpu else "of the device's memory"
+    about = sum(plan.estimated.values())
+    report.fact(
+        "memory",
+        f"{size(needed)} and about {size(about)} more of {size(free)} {place}: "
+        + ", ".join(f"{name} {size(n)}" for name, n in (plan.device | (plan.host if on_cpu else {})).items())
+        + "; about "
+        + ", ".join(f"{name} {size(n)}" for name, n in plan.estimated.items())
+        + f" (fullest micro-batch: {tokens:,} tokens)",
+    )
+    if not on_cpu:
+        report.fact("", f"host: {size(host_needed)} of {size(host_free)} a rank: {', '.join(plan.host)}")
+    if needed > free or (not on_cpu and host_needed > host_free):
+        where = f"{size(needed)} {place}, of which {size(free)} are free" if needed > free else "host memory"
+        raise ValueError(f"memory: weights, gradients, optimiser and teacher need {where}; {remedy}")
+    if needed + about > free:
+        report.warn(f"memory may run out: about {size(needed + about)} are needed and {size(free)} free; {remedy}")
+
+
+def fullest_batch(lengths: np.ndarray, batch_size: int, seed: int) -> int:
+    """Tokens of the fullest of some random micro-batches."""
+    draw = np.random.default_rng(seed)
+    count = min(batch_size, len(lengths))
+    return int(max(lengths[draw.choice(len(lengths), count, replace=False)].sum() for _ in range(SAMPLED_BATCHES)))
+
+
+def host_memory() -> int:
+    """Free bytes of this machine, or of the container that limits it."""
+    free = psutil.virtual_memory().available
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        texts = [Path(path).read_text().strip() if Path(path).is_file() else "" for path in (limit, used)]
+        if all(text.isdigit() for text in texts):
+            free = min(free, max(0, int(texts[0]) - int(texts[1])))
+    return free
+
+
+# ---- disk ------------------------------------------------------------------------------------------------------------
+
+
+def plan_disk(config: TrainConfig, settings: dict, student: ModelFacts, report: Report) -> None:
+    """Raises ValueError if --save-dir cannot be written, or has no room for what the run will keep there."""
+    args, folder = config.train, Path(config.train.save_dir)
+    existing = check_writable(folder)
+    width = training_dtype(settings).itemsize
+    checkpoint = width * (student.parameters if config.model.peft is None else student.trainable)
+    saves = -(-args.num_epochs // max(1, args.save_interval))
+    # The next one is complete before the worst is deleted.
+    count = saves if args.keep_best_n_checkpoints == -1 else min(saves, args.keep_best_n_checkpoints + 1)
+    state = width * student.parameters + (ADAM + (FP32 if width < FP32 else 0)) * student.trainable
+    needed = count * checkpoint + 2 * state
+    free = shutil.disk_usage(existing).free
+    text = (
+        f"{size(needed)} of {size(free)}: {count:,} checkpoints of {size(checkpoint)}, resume state of {size(state)} "
+        "and its next version"
+    )
+    report.fact("disk", text)
+    if needed > free:
+        raise ValueError(
+            f"--save-dir {folder}: the disk is too small: the run needs {text}; make room, pass another --save-dir, or "
+            "keep less with --keep-best-n-checkpoints and --save-interval"
+        )
+
+
+def check_writable(folder: Path) -> Path:
+    """The first folder on the way up that exists. Raises ValueError if nothing can be written there."""
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    try:
+        if not existing.is_dir():
+            raise NotADirectoryError(f"{existing} is a file")
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"--save-dir {folder}: cannot be written ({reason}); pass a folder that can") from None
+    return existing

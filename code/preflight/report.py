@@ -1,0 +1,62 @@
+"""The report of the checks: facts, warnings with their remedies, errors."""
+
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+WIDTH = 120
+MARGIN = 13
+
+
+@dataclass
+class Report:
+    """Filled by the checks in turn; an error does not keep the next check from running."""
+
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    def fact(self, name: str, text: str) -> None:
+        self.facts.append((name, text))
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+    @contextmanager
+    def check(self) -> Iterator[None]:
+        """What a user can get wrong inside the block becomes an error of the report."""
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            self.errors += str(error).splitlines()
+
+    def stop_on_errors(self) -> None:
+        """Raises ValueError, a line each, if there are any."""
+        if self.errors:
+            raise ValueError("\n".join(self.errors))
+
+    def __str__(self) -> str:
+        lines = ["preflight", *(_wrapped(f"  {name:<{MARGIN - 2}}", text) for name, text in self.facts)]
+        for kind, messages in (("warning", self.warnings), ("error", self.errors)):
+            lines += [_wrapped(f"  {kind + ':':<{MARGIN - 2}}", message) for message in messages]
+        return "\n".join(lines)
+
+
+def _wrapped(head: str, text: str) -> str:
+    return textwrap.fill(
+        text,
+        WIDTH,
+        initial_indent=head,
+        subsequent_indent=" " * MARGIN,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def size(count: float) -> str:
+    """Bytes for people, in powers of ten as disks are sold."""
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= factor:
+            return f"{count / factor:.3g} {unit}" if count < 1000 * factor else f"{count / factor:,.0f} {unit}"
+    return f"{count / 1e3:.3g} kB"

@@ -1,0 +1,100 @@
+"""Whether teacher and student read and end a text in the same way: vocabularies, special tokens, chat traps."""
+
+from pathlib import Path
+
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from arguments import TrainConfig
+from data_utils.dataset import read_rows
+from data_utils.prompts import INTRODUCTION
+from models.loading import load_tokenizer
+from models.vocabulary import shared_vocabulary
+from preflight.report import Report
+from preflight.skeleton import ModelFacts
+
+ROLES = ("EOS", "BOS", "PAD")
+
+
+def check_tokenizers(config: TrainConfig, student: ModelFacts, teacher: ModelFacts | None, report: Report) -> None:
+    """Facts and warnings. Raises ValueError where the objectives would compare different tokens."""
+    model = config.model
+    ours = load_tokenizer(model.model_path, model.trust_remote_code, model.model_revision)
+    report.fact("tokenizer", f"{len(ours):,} tokens; {', '.join(f'{role} {_token(ours, role)}' for role in ROLES)}")
+    _check_ends("--model-path", ours, student, report)
+    if teacher is None:
+        return
+    theirs = load_tokenizer(teacher.path, model.trust_remote_code, config.teacher.teacher_revision)
+    shared = shared_vocabulary(ours, theirs, student.head_rows, teacher.head_rows)
+    text = f"{shared:,} ids shared; heads have {student.head_rows:,} (student) and {teacher.head_rows:,} (teacher)"
+    if shared < teacher.head_rows:
+        text += f"; the teacher's last {teacher.head_rows - shared:,} are dropped, and what they held is measured"
+    report.fact("vocabulary", text)
+    _compare(ours, theirs, report)
+    if theirs.chat_template and _uses_alpaca(config):
+        _warn_of_chat(ours, teacher.path, report)
+
+
+def _compare(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, report: Report) -> None:
+    if ours.eos_token_id != theirs.eos_token_id:
+        report.warn(
+            f"answers end with {_token(ours, 'EOS')} for the student and with {_token(theirs, 'EOS')} for the teacher: "
+            "the labels teach the one, the teacher the other, and the student may not stop; give both the same "
+            "eos_token in tokenizer_config.json, or fine-tune the teacher on this data with the student's first"
+        )
+    if _starts_with_bos(ours) != _starts_with_bos(theirs):
+        who = ("the student's", "the teacher's")[_starts_with_bos(theirs)]
+        report.warn(
+            f"only {who} tokenizer starts a text with BOS; both models read the student's ids, so the teacher sees "
+            "texts that start otherwise than it learnt: give the student the teacher's tokenizer"
+        )
+    if ours.pad_token_id != theirs.pad_token_id:
+        report.fact("", f"the teacher's PAD is {_token(theirs, 'PAD')}; no matter, lengths say where an example ends")
+
+
+def _check_ends(flag: str, tokenizer: PreTrainedTokenizerBase, model: ModelFacts, report: Report) -> None:
+    """A checkpoint keeps its generation_config.json: other programs stop where that says."""
+    ends, file = _generation_ends(model), "generation_config.json"
+    if ends and tokenizer.eos_token_id not in ends:
+        names = ", ".join(_named(tokenizer, i) for i in ends)
+        report.warn(
+            f"{flag} {model.path}: the tokenizer ends a text with {_token(tokenizer, 'EOS')}, which the student will "
+            f"learn, and {file} stops at {names} only; set eos_token_id there, or eos_token in tokenizer_config.json"
+        )
+
+
+def _generation_ends(model: ModelFacts) -> list[int]:
+    ends = model.config.eos_token_id
+    if (Path(model.path) / "generation_config.json").is_file():
+        ends = GenerationConfig.from_pretrained(model.path).eos_token_id or ends
+    return [] if ends is None else list(ends) if isinstance(ends, list | tuple) else [ends]
+
+
+def _uses_alpaca(config: TrainConfig) -> bool:
+    """Whether the first rows are in the template, by default or in a `prompt` of their own."""
+    opening = INTRODUCTION.partition("{")[0]
+    return any(row.prompt.startswith(opening) for row in read_rows(Path(config.data.data_dir) / "train.jsonl", 8))
+
+
+def _warn_of_chat(ours: PreTrainedTokenizerBase, teacher_path: str, report: Report) -> None:
+    if (Path(teacher_path).parent / "args.json").is_file():  # fine-tuned by a run of this project
+        return
+    pair = "" if ours.chat_template else ", and the student is a base model"
+    report.warn(
+        f"--teacher-model-path {teacher_path} is a chat model{pair}; the rows are in the Alpaca template, which it was "
+        "not trained on: fine-tune it on this data first (--criterion cross_entropy), or give every row a `prompt` in "
+        "its chat template"
+    )
+
+
+def _starts_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
+
+
+def _token(tokenizer: PreTrainedTokenizerBase, role: str) -> str:
+    token_id = getattr(tokenizer, f"{role.lower()}_token_id")
+    return "none" if token_id is None else _named(tokenizer, token_id)
+
+
+def _named(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
+    token = tokenizer.convert_ids_to_tokens(token_id) if 0 <= token_id < len(tokenizer) else "an id without a token"
+    return f"{token!r} ({token_id})"

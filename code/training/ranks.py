@@ -1,0 +1,60 @@
+"""All ranks go on, or all stop: what goes wrong on one rank is raised on every one.
+
+A rank that stopped alone would leave the others in their next collective until its timeout, half an hour by default.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
+
+from torch import distributed as dist
+
+T = TypeVar("T")
+USER_ERRORS = (ValueError, OSError)
+
+
+class OtherRankFailed(RuntimeError):
+    """Something that no user got wrong went wrong on another rank, which shows its traceback."""
+
+
+def together(step: Callable[[], T], only: bool = True) -> T | None:
+    """`step()` on every rank where `only` holds; returns its result (elsewhere None) once it is done on all of them.
+
+    Every rank calls it; `step` has no collectives. What a user can get wrong (ValueError, OSError) is raised as
+    ValueError on every rank, whichever of them it happened on; anything else as itself there and as OtherRankFailed on
+    the others.
+    """
+    result, failure = None, None
+    try:
+        if only:
+            result = step()
+    except Exception as error:  # raised again below, when the others know
+        failure = error
+    said: list[tuple[bool, str] | None] = [None] * dist.get_world_size()
+    of_user = isinstance(failure, USER_ERRORS)
+    dist.all_gather_object(said, None if failure is None else (of_user, str(failure) if of_user else repr(failure)))
+    if failure is not None and not of_user:
+        raise failure
+    failed = {rank: outcome for rank, outcome in enumerate(said) if outcome is not None}
+    if failed:
+        _raise(failed)
+    return result
+
+
+def _raise(failed: dict[int, tuple[bool, str]]) -> NoReturn:
+    if bugs := [f"rank {rank}: {message}" for rank, (of_user, message) in failed.items() if not of_user]:
+        raise OtherRankFailed("; ".join(bugs))
+    raise ValueError("\n".join(dict.fromkeys(message for _, message in failed.values())))
+
+
+def is_first_of_node() -> bool:
+    """Whether this rank speaks and prepares files for its node; known before there is a process group."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0
+
+
+def show_error(error: Exception) -> None:
+    """What a user got wrong, a line for each mistake, from one process of each node."""
+    if is_first_of_node():
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr, flush=True)
