@@ -129,6 +129,13 @@ class TeacherArguments:
     teacher_peft_path: str | None = field(
         default=None, metadata={"help": "Folder of a LoRA adapter that is merged into the teacher."}
     )
+    teacher_dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = field(
+        default=None, metadata={"help": "Of the teacher's weights; default: as the student's; auto: as stored."}
+    )
+    teacher_cache: str | None = field(
+        default=None,
+        metadata={"help": "Folder of the teacher's hidden states: made by the first run, read by all that follow."},
+    )
 
     def __post_init__(self):
         for name, what in (("teacher_peft_path", "the adapter's base model"), ("teacher_revision", "its hub id")):

@@ -11,24 +11,26 @@ is wrong, and the message says which flag and what to do. `code/doctor.py` makes
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from torch import distributed as dist
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from arguments import DataArguments, TrainArguments, TrainConfig, parse_train_arguments
 from criterions import Criterion
 from data_utils.batches import EpochPlan, Layout
 from data_utils.dataset import InstructionDataset, load_instruction_data, read_rows
 from distiller import Distiller
-from models.loading import load_student, load_teacher, load_tokenizer
-from models.probes import packing_is_exact, split
+from models.heads import SplitModel
+from models.loading import load_student, load_tokenizer
+from models.probes import batch_layout, split
 from models.vocabulary import shared_vocabulary
 from preflight.checks import Examination, check
 from preflight.plans import Ranks
-from teacher import LiveTeacher
+from teacher import LiveTeacher, Teacher
 from training.engine import (
     build_engine,
     init_distributed,
@@ -39,6 +41,7 @@ from training.engine import (
 from training.loop import Data, Trainer, total_steps
 from training.metrics import Metrics, build_logger
 from training.ranks import USER_ERRORS, is_first_of_node, show_error, together
+from training.teachers import build_teacher
 
 
 def main(argv: list[str]) -> None:
@@ -63,8 +66,8 @@ def prepare(argv: list[str]) -> Trainer:
 
     tokenizer, train, dev = load_data(config)
     together(lambda: plan_run(examined, train, dev, logger), only=is_main_process())
-    seed_everything(config.train.seed)
-    distiller, teacher, layout = together(lambda: load_models(config, criterion, tokenizer, settings, device, logger))
+    datasets = [data for data in (train, dev) if data is not None]
+    distiller, teacher, layout = load_models(config, criterion, tokenizer, settings, datasets, device, logger)
     check_token_ids(config, train, dev, distiller)
 
     plan = epoch_plan(train, config.train, layout)
@@ -147,44 +150,35 @@ def load_models(
     criterion: Criterion,
     tokenizer: PreTrainedTokenizerBase,
     settings: dict,
+    datasets: Sequence[InstructionDataset],
     device: torch.device,
     logger: logging.Logger,
-) -> tuple[Distiller, LiveTeacher | None, Layout]:
+) -> tuple[Distiller, Teacher | None, Layout]:
     """The distiller, the teacher if the objective needs one, and how examples are laid out in a batch."""
-    dtype = training_dtype(settings)
-    student = load_student(config.model, dtype).to(device)
-    models, vocabulary_size = [student], None
-    if criterion.needs_teacher:
-        model_args = config.model
-        teacher_model = load_teacher(
-            config.teacher, dtype, model_args.attn_implementation, model_args.trust_remote_code
-        ).to(device)
-        models.append(teacher_model)
-        vocabulary_size = shared_vocabulary(
-            tokenizer,
-            load_tokenizer(
-                config.teacher.teacher_model_path, model_args.trust_remote_code, config.teacher.teacher_revision
-            ),
-            student.get_output_embeddings().weight.shape[0],
-            teacher_model.get_output_embeddings().weight.shape[0],
-        )
-    splits = [split(model, vocabulary_size) for model in models]
-    layout = batch_layout(models) if config.data.packing else "padded"
-    for name, part in zip(("student", "teacher"), splits):
+    teacher = None
+    if criterion.needs_teacher:  # first: its body may be gone before the student comes
+        teacher = build_teacher(config, settings, datasets, tokenizer.pad_token_id, device, logger)
+    seed_everything(config.train.seed)
+    student = split(together(lambda: load_student(config.model, training_dtype(settings))).to(device))
+    parts = {"student": student}
+    if teacher is not None:
+        size = together(lambda: shared_ids(config, tokenizer, student, teacher))
+        student.head.vocabulary_size = teacher.head.vocabulary_size = size
+        if isinstance(teacher, LiveTeacher):
+            parts["teacher"] = teacher.model
+    layout = batch_layout([part.model for part in parts.values()]) if config.data.packing else "padded"
+    for name, part in parts.items():
         trainable = sum(p.numel() for p in part.model.parameters() if p.requires_grad)
-        total = sum(p.numel() for p in part.model.parameters())
+        total = sum(getattr(p, "ds_numel", p.numel()) for p in part.model.parameters())
         logger.info("%s: %s parameters, %s trainable, head %s", name, f"{total:,}", f"{trainable:,}", part.head.kind)
-    logger.info("vocabulary %d, batches %s", splits[0].head.vocabulary_size, layout)
-    teacher = LiveTeacher(splits[1]) if criterion.needs_teacher else None
-    return Distiller(splits[0], criterion, config.kd.loss_chunk_mb), teacher, layout
+    logger.info("vocabulary %d, batches %s", student.head.vocabulary_size, layout)
+    return Distiller(student, criterion, config.kd.loss_chunk_mb), teacher, layout
 
 
-def batch_layout(models: list[PreTrainedModel]) -> Layout:
-    """The best layout in which every model tells the examples of a row apart."""
-    for layout in ("packed", "packed into one row"):
-        if all(packing_is_exact(model, layout) for model in models):
-            return layout
-    return "padded"
+def shared_ids(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, student: SplitModel, teacher: Teacher) -> int:
+    args, trust_remote_code = config.teacher, config.model.trust_remote_code
+    teacher_tokenizer = load_tokenizer(args.teacher_model_path, trust_remote_code, args.teacher_revision)
+    return shared_vocabulary(tokenizer, teacher_tokenizer, student.head.vocabulary_size, teacher.head.vocabulary_size)
 
 
 def check_token_ids(

@@ -1,15 +1,16 @@
-"""Where the teacher's hidden states come from: a live model.
+"""Where the teacher's hidden states come from: a live model, or the cache that one has written.
 
 In: a batch. Out: `TeacherStates` at its response positions, without gradient.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from data_utils.batches import Batch
 from models.heads import LanguageModelHead, ModelLogits, SplitModel
+from teacher_cache import TeacherCache
 
 
 class TeacherStates(NamedTuple):
@@ -19,12 +20,39 @@ class TeacherStates(NamedTuple):
     head: LanguageModelHead | ModelLogits
 
 
-class LiveTeacher:
-    """Runs the teacher on every batch."""
+class Teacher(Protocol):
+    """What the loop needs of a teacher."""
 
-    def __init__(self, model: SplitModel):
+    head: LanguageModelHead | ModelLogits
+
+    def states(self, batch: Batch) -> TeacherStates:
+        """Of every response position of the batch."""
+
+
+class LiveTeacher:
+    """Runs the teacher on every batch.
+
+    engine: of a sharded teacher; it has to live as long.
+    """
+
+    def __init__(self, model: SplitModel, engine: object | None = None):
         self.model = model
+        self.head = model.head
+        self.engine = engine
 
     @torch.no_grad()
     def states(self, batch: Batch) -> TeacherStates:
-        return TeacherStates(self.model.hidden_states(batch), self.model.head)
+        return TeacherStates(self.model.hidden_states(batch), self.head)
+
+
+class CachedTeacher:
+    """Reads what the teacher said; of the model only the head is in memory."""
+
+    def __init__(self, cache: TeacherCache, device: torch.device):
+        self.cache = cache
+        self.head = cache.head(device)
+        self._device = device
+
+    def states(self, batch: Batch) -> TeacherStates:
+        hidden_NE = self.cache.states(batch.examples) if batch.examples else self.head.linear.weight.new_zeros(0, 1)
+        return TeacherStates(hidden_NE.to(self._device, non_blocking=True), self.head)

@@ -6,6 +6,7 @@ rank, so that token counts need no communication.
 Shapes: R rows, T tokens of a row, N response positions.
 """
 
+import hashlib
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -30,6 +31,12 @@ class Example:
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.response_ids)
 
+    @property
+    def key(self) -> bytes:
+        """16 bytes that stand for the token ids, wherever the example came from."""
+        ids = np.concatenate([[len(self.prompt_ids)], self.prompt_ids, self.response_ids])
+        return hashlib.blake2b(ids.astype("<i4").tobytes(), digest_size=16).digest()
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -37,6 +44,7 @@ class Batch:
 
     response_positions: indices into the flattened [R, T] whose next token, `labels_N`, is a response token.
     rows_of_ranks: N on every rank in this micro-step.
+    examples: in the order of their response positions.
     """
 
     input_ids_RT: Tensor
@@ -46,6 +54,7 @@ class Batch:
     attention_mask_RT: Tensor | None = None
     rows_of_ranks: tuple[int, ...] = (0,)
     tokens: int = 0
+    examples: tuple[Example, ...] = ()
 
     def to(self, device: torch.device) -> "Batch":
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -96,6 +105,7 @@ def collate(
         attention_mask_RT=torch.from_numpy(attention_mask) if layout == "padded" else None,
         rows_of_ranks=rows_of_ranks,
         tokens=sum(lengths),
+        examples=tuple(examples[i] for row in rows for i in row),
     )
 
 

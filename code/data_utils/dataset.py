@@ -58,6 +58,14 @@ class InstructionDataset:
         row = self._table[index]
         return Example(row["prompt_ids"], row["response_ids"])
 
+    def keys(self) -> list[bytes]:
+        """`Example.key` of every example."""
+        columns = [self._table.data[name] for name in ("prompt_ids", "response_ids")]
+        ids = [pc.list_flatten(column).to_numpy() for column in columns]
+        ends = [_list_lengths(column).cumsum()[:-1] for column in columns]
+        prompts, responses = (np.split(values, at) for values, at in zip(ids, ends))
+        return [Example(prompt, response).key for prompt, response in zip(prompts, responses)]
+
 
 def load_instruction_data(
     path: Path, tokenizer: PreTrainedTokenizerBase, args: DataArguments, limit: int = -1

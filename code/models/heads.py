@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from data_utils.batches import Batch
+from models.sharding import whole_linear
 
 
 class LanguageModelHead:
@@ -122,6 +123,7 @@ def find_head(model: nn.Module) -> LanguageModelHead | None:
     linear = causal_lm.get_output_embeddings()
     if type(linear) is not nn.Linear:  # a wrapped head (LoRA on it, quantised) is more than its weight
         return None
+    linear = whole_linear(linear)
     config = causal_lm.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0
     scale /= getattr(config, "logits_scaling", None) or 1.0

@@ -1,5 +1,6 @@
 """What a model can do, found out at load on two short rows: be packed, be cut before its head."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -40,6 +41,14 @@ def head_is_exact(model: SplitModel) -> bool:
         own_NV = _own_logits(model.model, batch)
         split_NV = model.head.finish(model.head.project(model.hidden_states(batch)))
     return own_NV.shape == split_NV.shape and _distance(own_NV, split_NV) <= HEAD_TOLERANCE[model.model.dtype]
+
+
+def batch_layout(models: Sequence[PreTrainedModel]) -> Layout:
+    """The best layout in which every model tells the examples of a row apart."""
+    for layout in ("packed", "packed into one row"):
+        if all(packing_is_exact(model, layout) for model in models):
+            return layout
+    return "padded"
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from data_utils.prompts import cut_prompts, encode_prompts
 from distiller import Distiller
 from evaluation.generation import generate_answers
 from evaluation.rouge import rouge_l
-from teacher import LiveTeacher
+from teacher import Teacher
 from training.checkpoints import BestCheckpoints, save_checkpoint
 from training.metrics import Metrics
 
@@ -47,7 +47,7 @@ class Trainer:
     """Trains `engine.module`, a Distiller, to the last step."""
 
     engine: DeepSpeedEngine
-    teacher: LiveTeacher | None
+    teacher: Teacher | None
     tokenizer: PreTrainedTokenizerBase
     data: Data
     plan: EpochPlan

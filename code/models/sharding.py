@@ -1,0 +1,62 @@
+"""A frozen model partitioned over the ranks as ZeRO-3 does it: a teacher that is too large for one device.
+
+In: the DeepSpeed settings of the run. Out: while the model loads, every rank keeps its share only; afterwards each
+module gathers its parameters for its own forward, on all ranks in step.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import deepspeed
+import torch
+from torch import nn
+from transformers.integrations.deepspeed import HfDeepSpeedConfig
+
+KEPT = ("offload_param", "stage3_param_persistence_threshold", "stage3_prefetch_bucket_size")
+
+
+def sharding_settings(settings: dict, dtype: torch.dtype) -> dict | None:
+    """DeepSpeed's settings for a frozen model beside a student that is trained with `settings`; None below ZeRO-3."""
+    zero = settings.get("zero_optimization", {})
+    if zero.get("stage", 0) != 3:
+        return None
+    return {
+        "zero_optimization": {"stage": 3, **{name: zero[name] for name in KEPT if name in zero}},
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "fp16": {"enabled": dtype == torch.float16},
+        "train_micro_batch_size_per_gpu": 1,
+        "steps_per_print": 2**31,
+    }
+
+
+@contextmanager
+def partitioned_loading(settings: dict | None) -> Iterator[None]:
+    """Models that Transformers loads in here are partitioned as they are read, if there are settings."""
+    # Transformers looks for a living object, and keeps no reference of its own.
+    living = HfDeepSpeedConfig(settings) if settings else None
+    yield
+    del living
+
+
+def shard(model: nn.Module, settings: dict) -> deepspeed.DeepSpeedEngine:
+    """Partitions what is whole still, and makes the modules gather; the model stays usable by itself."""
+    engine, *_ = deepspeed.initialize(model=model, config=settings)
+    return engine
+
+
+def whole_linear(linear: nn.Linear) -> nn.Linear:
+    """The layer itself, or of a partitioned one a frozen copy with its whole parameters, which outlives the model."""
+    if not hasattr(linear.weight, "ds_id"):
+        return linear
+    parameters = [p for p in (linear.weight, linear.bias) if p is not None]
+    with deepspeed.zero.GatheredParameters(parameters):
+        return frozen_linear(*(p.detach().clone() for p in parameters))
+
+
+def frozen_linear(weight_VD: torch.Tensor, bias_V: torch.Tensor | None = None) -> nn.Linear:
+    """A layer of these parameters, which do not train."""
+    linear = nn.Linear(0, 0, bias=False)
+    linear.out_features, linear.in_features = weight_VD.shape
+    linear.weight = nn.Parameter(weight_VD, requires_grad=False)
+    linear.bias = None if bias_V is None else nn.Parameter(bias_V, requires_grad=False)
+    return linear

@@ -1,0 +1,208 @@
+"""The teacher's hidden states on disk: one pass over the data, and the teacher's body is needed no more.
+
+Final hidden states at response positions times the frozen head are the teacher's logits, all of them, at any
+temperature; so a cache serves every objective. Its rows are found by the token ids of an example (`Example.key`):
+other orders, seeds, lengths and subsets read the same cache, and rows it does not have yet are added to it.
+
+    <folder>/manifest.json            what made it; another teacher is refused by name
+    <folder>/head.safetensors         the teacher's head
+    <folder>/states-*.safetensors     keys [K, 16], counts [K], states [N, E] of K examples, complete or not there
+
+Shapes: N response positions, E hidden size of the teacher, V vocabulary.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from arguments import TeacherArguments
+from data_utils.batches import Example
+from data_utils.dataset import InstructionDataset
+from models.heads import LanguageModelHead
+from models.sharding import frozen_linear
+
+FORMAT = 1
+MANIFEST, HEAD, LOCK = "manifest.json", "head.safetensors", ".lock"
+SHARD_BYTES, SHARD_SECONDS = 2**28, 60.0  # a shard is written when it is this large, or this old
+SAMPLES, SAMPLE_BYTES = 1024, 4096  # of a weight file; all of it where it is not larger than they are together
+
+
+class TeacherCache:
+    """The cache in `folder`, of the teacher that `made_by` (see `fingerprint`) describes.
+
+    Raises ValueError if another teacher made it, or if a file of it is damaged.
+    """
+
+    def __init__(self, folder: str, made_by: dict[str, str]):
+        self.folder = Path(folder)
+        self.made_by = made_by
+        self._shards: dict[str, safe_open] = {}
+        self._places: dict[bytes, tuple[str, int, int]] = {}  # shard, first row, rows
+        if (self.folder / MANIFEST).is_file():
+            self._check_maker(json.loads((self.folder / MANIFEST).read_text())["made_by"])
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Finds what has been added, by whichever rank."""
+        for path in sorted(self.folder.glob("states-*.safetensors")):
+            if path.name in self._shards:
+                continue
+            try:
+                shard = safe_open(path, "pt")
+                keys, counts = shard.get_tensor("keys").numpy(), shard.get_tensor("counts").tolist()
+            except (SafetensorError, OSError) as error:
+                raise ValueError(f"--teacher-cache {path}: damaged ({error}); delete this file and run again") from None
+            self._shards[path.name] = shard
+            first = 0
+            for key, count in zip(keys, counts):
+                self._places[key.tobytes()] = path.name, first, count
+                first += count
+
+    def missing(self, datasets: Sequence[InstructionDataset]) -> list[tuple[InstructionDataset, int]]:
+        """Examples, each once, whose states are not there yet, as (data set, index); longest first."""
+        found = {
+            key: (data, index) for data in datasets for index, key in enumerate(data.keys()) if key not in self._places
+        }
+        return sorted(found.values(), key=lambda place: -place[0].lengths[place[1]])
+
+    def states(self, examples: Sequence[Example]) -> Tensor:
+        """hidden_NE at the response positions of the examples, in their order."""
+        parts = []
+        for example in examples:
+            name, first, count = self._places[example.key]
+            parts.append(self._shards[name].get_slice("states")[first : first + count])
+        return torch.cat(parts)
+
+    def head(self, device: torch.device) -> LanguageModelHead:
+        manifest = json.loads((self.folder / MANIFEST).read_text())
+        tensors = load_file(self.folder / HEAD)
+        linear = frozen_linear(tensors["weight"], tensors.get("bias")).to(device)
+        return LanguageModelHead(linear, len(linear.weight), manifest["scale"], manifest["softcap"])
+
+    def start(self, head: LanguageModelHead, teacher: str) -> None:
+        """Writes what is not a state: the head, and at last the manifest that makes the folder a cache."""
+        tensors = dict(zip(("weight", "bias"), (p.cpu().contiguous() for p in head.parameters() if p is not None)))
+        self._write(HEAD, lambda path: save_file(tensors, path))
+        manifest = {"made_by": self.made_by, "teacher": teacher, "scale": head.scale, "softcap": head.softcap}
+        self._write(MANIFEST, lambda path: path.write_text(json.dumps(manifest, indent=2) + "\n"))
+
+    def write_shard(self, keys: Sequence[bytes], states: Sequence[Tensor]) -> None:
+        """Adds the states [n, E] of some examples."""
+        tensors = {
+            "keys": torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).reshape(-1, 16),
+            "counts": torch.tensor([len(part) for part in states]),
+            "states": torch.cat(list(states)),
+        }
+        self._write(f"states-{uuid.uuid4().hex}.safetensors", lambda path: save_file(tensors, path))
+
+    def check_room(self, size: int) -> None:
+        """Raises ValueError if `size` bytes do not fit on the disk."""
+        folder = self.folder
+        while not folder.is_dir():
+            folder = folder.parent
+        free = shutil.disk_usage(folder).free
+        if size > free:
+            raise ValueError(
+                f"--teacher-cache {self.folder}: takes {size / 1e9:.2f} GB more, and the disk has {free / 1e9:.2f} GB; "
+                "pass a folder on another disk, lower --train-num, or drop the flag"
+            )
+
+    def lock(self) -> object:
+        """Keeps other runs from filling the cache while the returned object lives. Raises ValueError if one does.
+
+        Also removes what a killed run left unfinished.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = (self.folder / LOCK).open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"--teacher-cache {self.folder}: another run is filling it; start this one when that one trains"
+            ) from None
+        for unfinished in self.folder.glob(".*.tmp"):
+            unfinished.unlink()
+        return file
+
+    def _write(self, name: str, write) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        unfinished = self.folder / f".{name}.tmp"
+        write(unfinished)
+        unfinished.chmod(0o644)  # the safetensors library writes for the owner alone; a cache is shared
+        descriptor = os.open(unfinished, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+        unfinished.rename(self.folder / name)
+
+    def _check_maker(self, made_by: dict[str, str]) -> None:
+        differ = [name for name, value in self.made_by.items() if made_by.get(name) != value]
+        if differ:
+            what = ", ".join(f"{name} {made_by.get(name)}, not {self.made_by[name]}" for name in differ)
+            raise ValueError(
+                f"--teacher-cache {self.folder}: made by another teacher ({what}); pass another folder, or delete it"
+            )
+
+
+class ShardWriter:
+    """Collects states of one rank and writes a shard when there are enough."""
+
+    def __init__(self, cache: TeacherCache):
+        self.cache = cache
+        self._keys: list[bytes] = []
+        self._states: list[Tensor] = []
+        self._started = time.monotonic()
+
+    def add(self, examples: Sequence[Example], hidden_NE: Tensor) -> None:
+        self._keys += [example.key for example in examples]
+        self._states += hidden_NE.cpu().split([len(example.response_ids) for example in examples])
+        size = sum(part.numel() * part.element_size() for part in self._states)
+        if size >= SHARD_BYTES or time.monotonic() - self._started > SHARD_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._keys:
+            self.cache.write_shard(self._keys, self._states)
+        self._keys, self._states, self._started = [], [], time.monotonic()
+
+
+def fingerprint(args: TeacherArguments, dtype: torch.dtype) -> dict[str, str]:
+    """What the teacher's hidden states depend on besides the token ids. Reads samples of the weights, loads none."""
+    folder = Path(args.teacher_model_path)
+    if not folder.is_dir():
+        patterns = ["*.safetensors", "*.json"]
+        folder = Path(snapshot_download(str(folder), revision=args.teacher_revision, allow_patterns=patterns))
+    adapter = args.teacher_peft_path
+    return {
+        "format": str(FORMAT),
+        "weights": _digest([folder / "config.json", *sorted(folder.glob("*.safetensors"))]),
+        "adapter": _digest(sorted(Path(adapter).glob("adapter_*"))) if adapter else "none",
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def _digest(files: Sequence[Path]) -> str:
+    """Of sizes and evenly spaced samples: training changes weights everywhere, and reading all of 100 GB takes long."""
+    digest = hashlib.blake2b(digest_size=12)
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            if size <= SAMPLES * SAMPLE_BYTES:
+                digest.update(file.read())
+                continue
+            for i in range(SAMPLES):
+                file.seek(i * (size - SAMPLE_BYTES) // (SAMPLES - 1))
+                digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()

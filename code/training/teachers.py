@@ -1,0 +1,184 @@
+"""Builds the teacher of a run: live (whole on every rank, or sharded under ZeRO-3), or cached.
+
+With --teacher-cache, what the cache lacks of the data is computed first, by all ranks, and the teacher's body is freed
+again before the student is loaded; a run whose rows are all there loads no body at all.
+"""
+
+import gc
+import logging
+import time
+from collections.abc import Sequence
+
+import torch
+from deepspeed import DeepSpeedEngine
+from torch import distributed as dist
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+from transformers import AutoConfig
+
+from arguments import TrainConfig
+from data_utils.batches import Layout, collate
+from data_utils.dataset import InstructionDataset
+from models.heads import LanguageModelHead, SplitModel
+from models.loading import load_teacher
+from models.probes import batch_layout, split
+from models.sharding import partitioned_loading, shard, sharding_settings
+from teacher import CachedTeacher, LiveTeacher
+from teacher_cache import ShardWriter, TeacherCache, fingerprint
+from training.engine import training_dtype
+from training.ranks import together
+
+TOKENS_PER_BATCH = 8192  # of the pass that fills a cache: no gradient, no logits, so there is room for many
+
+Missing = Sequence[tuple[InstructionDataset, int]]
+
+
+class LoadedTeacher:
+    """A teacher in memory: whole on this rank, or this rank's share of it."""
+
+    def __init__(self, config: TrainConfig, dtype: torch.dtype, settings: dict, device: torch.device):
+        sharding = sharding_settings(settings, dtype)
+        args = config.model
+        self.engine: DeepSpeedEngine | None = None
+        # An adapter is merged into whole weights, so these are partitioned afterwards only.
+        with partitioned_loading(None if config.teacher.teacher_peft_path else sharding):
+            model = load_teacher(config.teacher, dtype, args.attn_implementation, args.trust_remote_code)
+        if sharding:
+            self.engine = shard(model, sharding)
+        else:
+            model.to(device)
+        self.split: SplitModel = split(model)
+
+    def free(self) -> None:
+        if self.engine is not None:
+            self.engine.destroy()
+        self.engine = self.split = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def build_teacher(
+    config: TrainConfig,
+    settings: dict,
+    datasets: Sequence[InstructionDataset],
+    pad_id: int,
+    device: torch.device,
+    logger: logging.Logger,
+) -> LiveTeacher | CachedTeacher:
+    """The teacher of the run. Raises ValueError if the cache is another teacher's, or finds no room."""
+    dtype = teacher_dtype(config, training_dtype(settings))
+    if config.teacher.teacher_cache is None:
+        loaded = LoadedTeacher(config, dtype, settings, device)
+        return LiveTeacher(loaded.split, loaded.engine)
+    cache = together(lambda: TeacherCache(config.teacher.teacher_cache, fingerprint(config.teacher, dtype)))
+    missing = cache.missing(datasets)
+    total = sum(map(len, datasets))
+    logger.info("teacher cache %s: has %d of %d examples", cache.folder, total - len(missing), total)
+    if missing:
+        _fill(cache, missing, config, settings, dtype, pad_id, device, logger)
+    return CachedTeacher(cache, device)
+
+
+def teacher_dtype(config: TrainConfig, of_student: torch.dtype) -> torch.dtype:
+    """--teacher-dtype; as the student's by default, or (auto) as the teacher was stored."""
+    name = config.teacher.teacher_dtype
+    if name is None:
+        return of_student
+    if name == "auto":
+        return _teacher_config(config).dtype or torch.float32
+    return getattr(torch, name)
+
+
+def _teacher_config(config: TrainConfig):
+    teacher, trust = config.teacher, config.model.trust_remote_code
+    return AutoConfig.from_pretrained(
+        teacher.teacher_model_path, trust_remote_code=trust, revision=teacher.teacher_revision
+    ).get_text_config()
+
+
+def _fill(
+    cache: TeacherCache,
+    missing: Missing,
+    config: TrainConfig,
+    settings: dict,
+    dtype: torch.dtype,
+    pad_id: int,
+    device: torch.device,
+    logger: logging.Logger,
+) -> None:
+    """Computes what is missing and frees the teacher."""
+    main = dist.get_rank() == 0
+    tokens = sum(int(data.responses[index]) for data, index in missing)
+    size = tokens * _teacher_config(config).hidden_size * dtype.itemsize
+    logger.info("teacher cache: %d response tokens to compute, %.3f GB on disk", tokens, size / 1e9)
+    together(lambda: cache.check_room(size), only=main)
+    lock = together(cache.lock, only=main)
+    loaded = LoadedTeacher(config, dtype, settings, device)
+    if not isinstance(loaded.split.head, LanguageModelHead):
+        raise ValueError(
+            "--teacher-cache: this teacher's head is not one matrix, so its hidden states are not all it knows; "
+            "drop the flag"
+        )
+    together(lambda: cache.start(loaded.split.head, config.teacher.teacher_model_path), only=main)
+    layout = batch_layout([loaded.split.model]) if config.data.packing else "padded"
+    in_step = loaded.engine is not None
+    compute_states(cache, loaded.split, missing, layout, config.data.max_length, pad_id, device, in_step, logger)
+    loaded.free()
+    del lock
+
+
+@torch.no_grad()
+def compute_states(
+    cache: TeacherCache,
+    teacher: SplitModel,
+    missing: Missing,
+    layout: Layout,
+    max_length: int,
+    pad_id: int,
+    device: torch.device,
+    in_step: bool,
+    logger: logging.Logger,
+) -> None:
+    """The pass: batches of like lengths, dealt to the ranks, each of which writes what it computed.
+
+    in_step: ranks without a batch of their own run an empty one, as a sharded teacher needs.
+    """
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    batches = token_batches(missing, TOKENS_PER_BATCH)
+    tokens = [sum(int(data.lengths[index]) for data, index in batch) for batch in batches]
+    writer, started = ShardWriter(cache), time.perf_counter()
+    bar = tqdm(total=sum(tokens), desc="teacher cache", unit="token", disable=rank != 0, leave=False)
+    with bar as progress, logging_redirect_tqdm([logger] if rank == 0 else []):
+        for first in range(0, len(batches), world_size):
+            mine = batches[first + rank] if first + rank < len(batches) else []
+            if mine or in_step:
+                batch = collate([data[index] for data, index in mine], pad_id, max_length, layout).to(device)
+                writer.add(batch.examples, teacher.hidden_states(batch))
+            done = sum(tokens[first : first + world_size])
+            progress.update(done)
+            if first == 0:
+                seconds = (time.perf_counter() - started) * (sum(tokens) / done - 1)
+                logger.info("teacher cache: about %.0f s to go", seconds)
+    writer.flush()
+    dist.barrier()
+    logger.info("teacher cache: made in %.1f s", time.perf_counter() - started)
+    cache.refresh()
+    if cache.missing(list({id(data): data for data, _ in missing}.values())):
+        raise ValueError(
+            f"--teacher-cache {cache.folder}: this rank does not see what the others wrote; pass a folder that all "
+            "nodes share"
+        )
+
+
+def token_batches(missing: Missing, budget: int) -> list[Missing]:
+    """Runs of the (longest-first) examples with at most `budget` tokens, or one example."""
+    batches, fill = [], budget
+    for data, index in missing:
+        length = int(data.lengths[index])
+        if fill + length > budget:
+            batches.append([])
+            fill = 0
+        batches[-1].append((data, index))
+        fill += length
+    return batches
