@@ -56,3 +56,22 @@ class CachedTeacher:
     def states(self, batch: Batch) -> TeacherStates:
         hidden_NE = self.cache.states(batch.examples) if batch.examples else self.head.linear.weight.new_zeros(0, 1)
         return TeacherStates(hidden_NE.to(self._device, non_blocking=True), self.head)
+
+
+@torch.no_grad()
+def dropped_mass(teacher: Teacher, batch: Batch, chunk_bytes: int) -> Tensor:
+    """Sum over the response positions of the probability that the teacher gives to ids that its head is cut by.
+
+    An fp64 scalar on the device. chunk_bytes: size of one fp32 [positions, vocabulary] block.
+    """
+    head, shared = teacher.head, teacher.head.vocabulary_size
+    head.vocabulary_size = head.whole_size
+    try:
+        hidden_NE = teacher.states(batch).hidden_NE
+        total = torch.zeros((), dtype=torch.float64, device=hidden_NE.device)
+        for hidden_CE in hidden_NE.split(max(1, chunk_bytes // (4 * head.whole_size))):
+            logits_CV = head.finish(head.project(hidden_CE))
+            total += logits_CV.softmax(-1)[:, shared:].sum(dtype=torch.float64)
+    finally:
+        head.vocabulary_size = shared
+    return total

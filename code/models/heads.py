@@ -28,6 +28,11 @@ class LanguageModelHead:
         self.scale = scale
         self.softcap = softcap
 
+    @property
+    def whole_size(self) -> int:
+        """Ids that the model knows; `vocabulary_size` of them are kept."""
+        return self.linear.weight.shape[0]
+
     def parameters(self) -> tuple[Tensor, Tensor | None]:
         return self.linear.weight, self.linear.bias
 
@@ -67,7 +72,7 @@ class ModelLogits:
     kind = "the model's own logits"
 
     def __init__(self, vocabulary_size: int):
-        self.vocabulary_size = vocabulary_size
+        self.whole_size = self.vocabulary_size = vocabulary_size
 
     def parameters(self) -> tuple[None, None]:
         return None, None

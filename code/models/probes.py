@@ -29,8 +29,9 @@ def split(model: PreTrainedModel, vocabulary_size: int | None = None) -> SplitMo
         if head_is_exact(candidate):
             head.vocabulary_size = vocabulary_size or head.vocabulary_size
             return candidate
-    size = vocabulary_size or unwrap_peft(model).config.get_text_config().vocab_size
-    return SplitModel(model, ModelLogits(size))
+    logits = ModelLogits(unwrap_peft(model).config.get_text_config().vocab_size)
+    logits.vocabulary_size = vocabulary_size or logits.vocabulary_size
+    return SplitModel(model, logits)
 
 
 @torch.no_grad()

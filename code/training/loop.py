@@ -27,9 +27,12 @@ from data_utils.prompts import cut_prompts, encode_prompts
 from distiller import Distiller
 from evaluation.generation import generate_answers
 from evaluation.rouge import rouge_l
-from teacher import Teacher
+from teacher import Teacher, dropped_mass
 from training.checkpoints import BestCheckpoints, save_checkpoint
 from training.metrics import Metrics
+
+DROPPED_MASS_ROWS = 256  # dev rows on which it is measured
+NOTABLE_MASS = 0.01
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Trainer:
         """All epochs; after each, dev evaluation and a checkpoint as the intervals say."""
         best = BestCheckpoints(self.args.keep_best_n_checkpoints)
         self.distiller.criterion.prepare(self.total_steps)
+        self._log_dropped_mass()
         step, main = 0, dist.get_rank() == 0
         bar = tqdm(total=self.total_steps, desc="train", unit="step", disable=not main, leave=False)
         with bar as progress, logging_redirect_tqdm([self.logger] if main else []):
@@ -165,6 +169,27 @@ class Trainer:
                 total += self.engine(batch=self._batch(dev, indices, (0,))).ce
         dist.all_reduce(total)
         return total.item() / int(dev.responses.sum())
+
+    def _log_dropped_mass(self) -> None:
+        """What the teacher gives to ids that the student does not share, where there are any: the objective sees none
+        of it, and the rest as if it were all."""
+        dev, teacher = self.data.dev, self.teacher
+        if dev is None or teacher is None or teacher.head.whole_size == teacher.head.vocabulary_size:
+            return
+        rank, world_size, size = dist.get_rank(), dist.get_world_size(), self.args.eval_batch_size
+        rows = range(min(len(dev), DROPPED_MASS_ROWS))
+        total = torch.zeros(2, dtype=torch.float64, device=self.engine.device)
+        for first in range(0, len(rows), size * world_size):  # a sharded teacher needs all ranks in every round
+            batch = self._batch(dev, rows[first : first + size * world_size][rank::world_size], (0,))
+            total[0] += dropped_mass(teacher, batch, self.distiller.chunk_bytes)
+            total[1] += len(batch.labels_N)
+        dist.all_reduce(total)
+        mass = (total[0] / total[1]).item()
+        self.logger.info(
+            "the teacher gives %.3g of its probability on dev to the %d ids that are dropped%s",
+            *(mass, teacher.head.whole_size - teacher.head.vocabulary_size),
+            "; a teacher with the student's tokens would lose none" if mass > NOTABLE_MASS else "",
+        )
 
     def _dev_rouge(self, rows: Sequence[Row]) -> float:
         prompts = encode_prompts(self.tokenizer, [row.prompt for row in rows])

@@ -5,11 +5,21 @@
 JOBS.json: {"out": FOLDER, "jobs": [{"name": ..., "argv": [...]}, ...]}. Rank 0 writes into FOLDER, per job, NAME.pt:
 {"gradients": {name: tensor} as the first optimiser step sees them (ZeRO-0 only), "logits": of the trained student on
 fixed tokens}.
+
+A job with "entry" (distillation, evaluate, doctor) is expected to end early: NAMEn.json, for n processes, gets of every
+rank the exit code (or the exception), what it wrote to stderr, and the seconds. Its "breaks" ({"rank", "function",
+"error"}) makes a function of the entry raise on one rank alone.
 """
 
+import builtins
+import contextlib
+import importlib
+import io
 import json
 import sys
+import time
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import distributed as dist
@@ -19,6 +29,7 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "code")]
 
 import distillation  # noqa: E402
+from training.engine import init_distributed  # noqa: E402
 from training.loop import Trainer  # noqa: E402
 
 TOKENS = torch.arange(5, 45).reshape(2, 20)
@@ -26,12 +37,39 @@ TOKENS = torch.arange(5, 45).reshape(2, 20)
 
 def main(jobs_file: str) -> None:
     torch.set_num_threads(1)
+    init_distributed()
     spec = json.loads(Path(jobs_file).read_text())
     for job in spec["jobs"]:
+        out = Path(spec["out"]) / job["name"]
+        if "entry" in job:
+            ends: list = [None] * dist.get_world_size()
+            dist.all_gather_object(ends, end_of(job))
+            if dist.get_rank() == 0:
+                out.with_name(f"{out.name}{len(ends)}.json").write_text(json.dumps(ends))
+            continue
         seen = observe(job["argv"])
         if dist.get_rank() == 0:
-            torch.save(seen, Path(spec["out"]) / f"{job['name']}.pt")
+            torch.save(seen, f"{out}.pt")
         dist.barrier()
+
+
+def end_of(job: dict) -> dict:
+    """How a run that is refused ended on this rank."""
+    entry, stderr, started = importlib.import_module(job["entry"]), io.StringIO(), time.perf_counter()
+    breaks = job.get("breaks", {})
+    broken = contextlib.nullcontext()
+    if breaks.get("rank") == dist.get_rank():
+        error = getattr(builtins, breaks["error"])("broken on purpose")
+        broken = mock.patch.object(entry, breaks["function"], side_effect=error)
+    with broken, contextlib.redirect_stderr(stderr):
+        try:
+            entry.main(job["argv"])
+            code = 0
+        except SystemExit as end:
+            code = end.code
+        except Exception as error:
+            code = f"{type(error).__name__}: {error}"
+    return {"code": code, "stderr": stderr.getvalue(), "seconds": time.perf_counter() - started}
 
 
 def observe(argv: list[str]) -> dict:
