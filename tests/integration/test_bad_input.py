@@ -1,4 +1,4 @@
-"""Every mistake of the table ends, on one and on two ranks, in exit code 2 and one clear message; nothing is damaged."""
+"""Every mistake of the table ends, on one and two ranks, in exit code 2 and one clear message, and damages nothing."""
 
 import hashlib
 import json
@@ -150,7 +150,7 @@ TABLE: dict[str, tuple[list[str], list[str]]] = {
     # on one rank alone: the last there is
     "one rank's tokenizer": (["breaks", "load_tokenizer", "ValueError"], ["broken on purpose"]),
     "one rank's files": (["breaks", "check", "OSError"], ["broken on purpose"]),
-    "one rank's models": (["breaks", "load_models", "ValueError"], ["broken on purpose"]),
+    "one rank's models": (["breaks", "load_student", "ValueError"], ["broken on purpose"]),
 }
 BUG = "no mistake of a user's"
 LONG = "a row longer than the limits"

@@ -4,7 +4,7 @@
 
 JOBS.json: {"out": FOLDER, "jobs": [{"name": ..., "argv": [...]}, ...]}. Rank 0 writes into FOLDER, per job, NAME.pt:
 {"gradients": {name: tensor} as the first optimiser step sees them (ZeRO-0 only), "logits": of the trained student on
-fixed tokens}.
+fixed tokens, "teacher_bodies": how many teachers were loaded}.
 
 A job with "entry" (distillation, evaluate, doctor) is expected to end early: NAMEn.json, for n processes, gets of every
 rank the exit code (or the exception), what it wrote to stderr, and the seconds. Its "breaks" ({"rank", "function",
@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "code")]
 
 import distillation  # noqa: E402
+from training import teachers  # noqa: E402
 from training.engine import init_distributed  # noqa: E402
 from training.loop import Trainer  # noqa: E402
 
@@ -88,7 +89,9 @@ def observe(argv: list[str]) -> dict:
     hook = register_optimizer_step_pre_hook(keep_gradients)
     original_run, Trainer.run = Trainer.run, run_and_look
     try:
-        distillation.main(argv)
+        with mock.patch.object(teachers, "load_teacher", wraps=teachers.load_teacher) as load_teacher:
+            distillation.main(argv)
+        seen["teacher_bodies"] = load_teacher.call_count
     finally:
         hook.remove()
         Trainer.run = original_run

@@ -1,0 +1,173 @@
+"""The cache on disk: what it refuses, what survives an interruption, what it reads back.
+
+Shapes: N response positions, E hidden size of the teacher.
+"""
+
+import logging
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import teacher_cache
+from arguments import DataArguments, TeacherArguments
+from data_utils.batches import Example, collate
+from data_utils.dataset import load_instruction_data
+from models.loading import load_teacher, load_tokenizer
+from models.probes import split
+from teacher import CachedTeacher, LiveTeacher
+from teacher_cache import ShardWriter, TeacherCache, fingerprint
+from training import teachers
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def data(tiny, rows, tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("processed"))
+    args = DataArguments(str(rows), max_length=128, max_prompt_length=64, processed_data_dir=folder)
+    return load_instruction_data(rows / "train.jsonl", load_tokenizer(str(tiny / "teacher")), args)
+
+
+@pytest.fixture(scope="module")
+def teacher(tiny):
+    return split(load_teacher(TeacherArguments(str(tiny / "teacher")), torch.float32))
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    monkeypatch.setattr(
+        teachers, "dist", SimpleNamespace(get_rank=lambda: 0, get_world_size=lambda: 1, barrier=lambda: None)
+    )
+
+
+def made_by(tiny, **changes) -> dict[str, str]:
+    args = {"teacher_model_path": str(tiny / "teacher"), "teacher_peft_path": None} | changes
+    return fingerprint(TeacherArguments(**args), torch.float32)
+
+
+def fill(cache, teacher, data, layout="packed"):
+    cache.start(teacher.head, "teacher")
+    logger = logging.getLogger("silent")
+    teachers.compute_states(cache, teacher, cache.missing([data]), layout, 128, 0, CPU, False, logger)
+
+
+def test_it_gives_back_what_the_teacher_said(tiny, data, teacher, tmp_path, alone):
+    cache = TeacherCache(str(tmp_path / "cache"), made_by(tiny))
+    fill(cache, teacher, data)
+    cached = CachedTeacher(TeacherCache(str(tmp_path / "cache"), made_by(tiny)), CPU)
+    for layout in ("packed", "padded"):
+        batch = collate([data[i] for i in (3, 0, 17, 5, 5)], 0, 128, layout)
+        ours, live = cached.states(batch), LiveTeacher(teacher).states(batch)
+        torch.testing.assert_close(ours.hidden_NE, live.hidden_NE, rtol=1e-4, atol=1e-5)
+        assert torch.equal(ours.head.linear.weight, live.head.linear.weight)
+    empty = cached.states(collate([], 0, 128, "packed"))
+    assert len(empty.hidden_NE) == 0
+
+
+def test_keys_of_a_data_set_are_those_of_its_examples(data):
+    keys = data.keys()
+    assert keys == [data[i].key for i in range(len(data))]
+    assert len(set(keys)) == len(data)
+    ids = np.arange(5)
+    assert Example(ids[:2], ids[2:]).key != Example(ids[:3], ids[3:]).key, "where the response starts counts"
+    assert Example([0, 1], [2]).key == Example(np.array([0, 1], dtype=np.int64), [2]).key
+
+
+def test_an_interrupted_pass_goes_on_where_it_stopped(tiny, data, teacher, tmp_path, alone, monkeypatch):
+    monkeypatch.setattr(teacher_cache, "SHARD_BYTES", 1)  # a shard a batch
+    monkeypatch.setattr(teachers, "TOKENS_PER_BATCH", 150)
+    batches = teachers.token_batches(TeacherCache(str(tmp_path), made_by(tiny)).missing([data]), 150)
+    assert len(batches) > 5
+    calls = []
+
+    def states(batch):
+        calls.append(batch.examples)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return type(teacher).hidden_states(teacher, batch)
+
+    breaking = SimpleNamespace(head=teacher.head, hidden_states=states)
+    with pytest.raises(KeyboardInterrupt):
+        fill(TeacherCache(str(tmp_path), made_by(tiny)), breaking, data)
+    cache = TeacherCache(str(tmp_path), made_by(tiny))
+    assert len(cache.missing([data])) == len(data) - sum(map(len, batches[:3]))
+    fill(cache, breaking, data)
+    assert len(calls) == 4 + len(batches) - 3
+    assert not cache.missing([data])
+
+
+def test_another_teacher_is_refused_by_name(tiny, teacher, tmp_path):
+    folder = tmp_path / "cache"
+    TeacherCache(str(folder), made_by(tiny)).start(teacher.head, "teacher")
+    TeacherCache(str(folder), made_by(tiny))
+    changed = tmp_path / "changed"
+    shutil.copytree(tiny / "teacher", changed)
+    with (changed / "model.safetensors").open("r+b") as file:
+        file.seek(-3, 2)
+        file.write(b"x")
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    half = made_by(tiny) | {"dtype": "bfloat16"}
+    for other, name in (
+        (made_by(tiny, teacher_model_path=str(changed)), "weights"),
+        (made_by(tiny, teacher_peft_path=str(adapter)), "adapter"),
+        (half, "dtype float32, not bfloat16"),
+    ):
+        with pytest.raises(
+            ValueError, match=f"--teacher-cache {folder}: made by another teacher .{name}.*another folder"
+        ):
+            TeacherCache(str(folder), other)
+
+
+def test_a_large_weight_file_is_sampled_from_end_to_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(teacher_cache, "SAMPLES", 5)
+    monkeypatch.setattr(teacher_cache, "SAMPLE_BYTES", 10)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(bytes(200))
+    before = teacher_cache._digest([file])
+    for place in (0, 199, 95):
+        file.write_bytes(bytes(place) + b"x" + bytes(199 - place))
+        assert teacher_cache._digest([file]) != before
+
+
+def test_a_damaged_shard_is_named(tiny, data, teacher, tmp_path, alone):
+    fill(TeacherCache(str(tmp_path), made_by(tiny)), teacher, data)
+    (shard,) = tmp_path.glob("states-*.safetensors")
+    shard.write_bytes(shard.read_bytes()[:-5])
+    with pytest.raises(ValueError, match=f"{shard.name}: damaged .*delete this file and run again"):
+        TeacherCache(str(tmp_path), made_by(tiny))
+
+
+def test_a_disk_too_small_is_named_before_the_pass(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**9))
+    cache = TeacherCache(str(tmp_path / "not/there/yet"), made_by(tiny))
+    cache.check_room(10**9)
+    with pytest.raises(
+        ValueError, match=r"--teacher-cache .*yet: takes 2\.00 GB more, and the disk has 1\.00 GB; pass"
+    ):
+        cache.check_room(2 * 10**9)
+
+
+def test_one_run_fills_it_at_a_time_and_removes_what_a_killed_one_left(tiny, tmp_path):
+    (tmp_path / ".states-1.safetensors.tmp").touch()
+    cache = TeacherCache(str(tmp_path), made_by(tiny))
+    lock = cache.lock()
+    assert not list(tmp_path.glob(".*.tmp"))
+    with pytest.raises(ValueError, match="another run is filling it"):
+        TeacherCache(str(tmp_path), made_by(tiny)).lock()
+    lock.close()
+    TeacherCache(str(tmp_path), made_by(tiny)).lock()
+
+
+def test_states_keep_the_teachers_dtype(tiny, tmp_path):
+    cache = TeacherCache(str(tmp_path), made_by(tiny))
+    example, hidden_NE = Example([1, 2], [3, 4]), torch.randn(2, 8, dtype=torch.bfloat16)
+    writer = ShardWriter(cache)
+    writer.add([example], hidden_NE)
+    writer.flush()
+    cache.refresh()
+    assert torch.equal(cache.states([example]), hidden_NE)
