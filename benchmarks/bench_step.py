@@ -1,20 +1,24 @@
-"""One training step of distillation: padded to 512 with dense logits, against packed with the chunked loss.
+"""A training step of distillation: dense and padded to 512, against packed and chunked, with live and cached teacher.
 
 Models of SmolLM2-135M's sizes (30 layers) and of 10 of its layers, random weights, no download; row lengths of Dolly;
 forward, backward and AdamW in fp32. Each variant runs in a process of its own, so that peak memory is its own; all see
-the same examples.
+the same examples. "SFT" is the same student without a teacher. The passes of the teacher alone are timed too: over
+these batches as an epoch takes them, and as the cache is made.
 
     python benchmarks/bench_step.py [--objective todi] [--batches 3] [--batch-size 4]
 
-Prints a table and writes benchmarks/results/<date>-bench_step.json.
+Prints a table and writes benchmarks/results/<date>-bench_step-<objective>.json.
 """
 
 import argparse
 import json
+import logging
 import resource
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
@@ -26,17 +30,26 @@ sys.path[:0] = [str(ROOT / "code"), str(ROOT / "tests"), str(ROOT / "benchmarks"
 
 from lengths import DOLLY  # noqa: E402
 
-from arguments import KDArguments  # noqa: E402
+from arguments import KDArguments, TrainArguments  # noqa: E402
 from criterions import build_criterion  # noqa: E402
 from data_utils.batches import Example, collate  # noqa: E402
 from distiller import Distiller  # noqa: E402
 from evaluation.results import format_table  # noqa: E402
 from models.heads import SplitModel, find_head  # noqa: E402
 from reference.dense_step import dense_loss, pad_to_max  # noqa: E402
-from teacher import LiveTeacher  # noqa: E402
+from teacher import CachedTeacher, LiveTeacher  # noqa: E402
+from teacher_cache import ShardWriter, TeacherCache  # noqa: E402
+from training.optimizer import build_optimizer  # noqa: E402
+from training.teachers import TOKENS_PER_BATCH, token_batches  # noqa: E402
 
 MAX_LENGTH, VOCABULARY, TEMPERATURE = 512, 49152, 2.0
-VARIANTS = {"dense": "padded to 512, dense logits", "chunked": "packed, chunked loss"}
+STEPS = {
+    "dense": "padded to 512, dense logits",
+    "live": "packed, chunked loss, live teacher",
+    "cached": "packed, chunked loss, cached teacher",
+    "sft": "packed, chunked loss, SFT",
+}
+PASSES = {"teacher": "the teacher alone, batches of an epoch", "fill": "the teacher alone, making the cache"}
 
 
 def smollm2(layers: int, seed: int) -> LlamaForCausalLM:
@@ -54,40 +67,105 @@ def smollm2(layers: int, seed: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def batches(count: int, size: int) -> list[list[Example]]:
+def live_teacher() -> LiveTeacher:
+    model = smollm2(30, seed=2).eval().requires_grad_(False)
+    return LiveTeacher(SplitModel(model, find_head(model)))
+
+
+def make_batches(count: int, size: int) -> list[list[Example]]:
+    """Those of the steps, after one that warms up."""
     draw = torch.Generator().manual_seed(0)
 
     def ids(length: int) -> list[int]:
         return torch.randint(VOCABULARY, (length,), generator=draw).tolist()
 
     examples = [Example(ids(prompt), ids(response)) for prompt, response in DOLLY]
-    return [examples[i * size : (i + 1) * size] for i in range(count)]
+    return [examples[i * size : (i + 1) * size] for i in range(count + 1)]
 
 
-def measure(variant: str, args: argparse.Namespace) -> dict:
-    """Seconds a step (the first warms up), mean losses, peak memory in MB of one variant."""
-    student, teacher = smollm2(10, seed=1), smollm2(30, seed=2).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
-    kd = KDArguments(kd_objective=args.objective, kd_temperature=TEMPERATURE)
-    distiller = Distiller(SplitModel(student, find_head(student)), build_criterion(kd.objective, kd), kd.loss_chunk_mb)
-    live = LiveTeacher(SplitModel(teacher, find_head(teacher)))
+class Rows:
+    """The examples as the cache's pass takes a data set."""
+
+    def __init__(self, examples: list[Example]):
+        self.examples = sorted(examples, key=len, reverse=True)
+        self.lengths = [len(example) for example in self.examples]
+
+
+def measure(variant: str, cache: str, args: argparse.Namespace) -> dict:
+    """Seconds a step or pass over the same rows, mean losses, peak memory in MB of one variant."""
+    batches = make_batches(args.batches, args.batch_size)
+    if variant == "fill":
+        found = fill(batches, TeacherCache(cache, {"teacher": "random"}))
+    elif variant == "teacher":
+        teacher = live_teacher()
+        found = timed(batches, lambda examples: teacher.states(collate(examples, 0, MAX_LENGTH, "packed")) and 0.0)
+    else:
+        found = timed(batches, step_of(variant, cache, args))
+    return found | {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def timed(batches: list[list[Example]], step: Callable[[list[Example]], float]) -> dict:
     seconds, losses = [], []
-    for examples in batches(args.batches + 1, args.batch_size):
+    for examples in batches:
         started = time.perf_counter()
+        losses.append(step(examples))
+        seconds.append(time.perf_counter() - started)
+    return {"seconds": sum(seconds[1:]) / len(seconds[1:]), "losses": losses}
+
+
+def step_of(variant: str, cache: str, args: argparse.Namespace) -> Callable[[list[Example]], float]:
+    student = smollm2(10, seed=1)
+    kd = KDArguments(kd_objective="cross_entropy" if variant == "sft" else args.objective, kd_temperature=TEMPERATURE)
+    if variant == "dense":
+        teacher, optimizer = live_teacher().model.model, torch.optim.AdamW(student.parameters(), lr=1e-4)
+    else:
+        optimizer = build_optimizer(student, TrainArguments(lr=1e-4))
+        distiller = Distiller(
+            SplitModel(student, find_head(student)), build_criterion(kd.objective, kd), kd.loss_chunk_mb
+        )
+        source = {
+            "live": live_teacher,
+            "cached": lambda: CachedTeacher(TeacherCache(cache, {"teacher": "random"}), torch.device("cpu")),
+            "sft": lambda: None,
+        }[variant]()
+
+    def loss_of(examples: list[Example]) -> torch.Tensor:
         if variant == "dense":
             batch = pad_to_max([(e.prompt_ids, e.response_ids) for e in examples], MAX_LENGTH, pad_id=0)
             sums = dense_loss(student, teacher, batch, args.objective, kd.kd_rate, TEMPERATURE)
-            loss = sums.loss_sum / sums.tokens
-        else:
-            batch = collate(examples, 0, MAX_LENGTH, "packed")
-            loss = distiller(batch, live.states(batch)).loss / len(batch.labels_N)
+            return sums.loss_sum / sums.tokens
+        batch = collate(examples, 0, MAX_LENGTH, "packed")
+        return distiller(batch, source.states(batch) if source else None).loss / len(batch.labels_N)
+
+    def step(examples: list[Example]) -> float:
+        loss = loss_of(examples)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        seconds.append(time.perf_counter() - started)
-        losses.append(loss.item())
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": sum(seconds[1:]) / args.batches, "losses": losses, "peak_mb": peak_mb}
+        return loss.item()
+
+    return step
+
+
+@torch.no_grad()
+def fill(batches: list[list[Example]], cache: TeacherCache) -> dict:
+    """Seconds for as many rows as a step has, of a pass over all but the first batch's, which warms up."""
+    logging.disable()
+    teacher = live_teacher()
+    cache.start(teacher.head, "random weights")
+    writer = ShardWriter(cache)
+
+    def compute(examples: list[Example]) -> None:
+        rows = Rows(examples)
+        for places in token_batches([(rows, i) for i in range(len(examples))], TOKENS_PER_BATCH):
+            batch = collate([rows.examples[i] for _, i in places], 0, MAX_LENGTH, "packed")
+            writer.add(batch.examples, teacher.model.hidden_states(batch))
+        writer.flush()
+
+    compute(batches[0])
+    started = time.perf_counter()
+    compute([example for batch in batches[1:] for example in batch])
+    return {"seconds": (time.perf_counter() - started) / len(batches[1:])}
 
 
 def main() -> None:
@@ -95,35 +173,42 @@ def main() -> None:
     parser.add_argument("--objective", default="todi")
     parser.add_argument("--batches", type=int, default=3, help="steps timed, after one that warms up")
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--variant", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if (args.batches + 1) * args.batch_size > len(DOLLY):
+        parser.error(f"there are the lengths of {len(DOLLY)} rows; lower --batches or --batch-size")
     if args.variant:
-        print(json.dumps(measure(args.variant, args)))
+        print(json.dumps(measure(*args.variant, args)))
         return
 
     results = {}
-    for variant in VARIANTS:
-        command = [sys.executable, __file__, *sys.argv[1:], "--variant", variant]
-        results[variant] = json.loads(
-            subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1]
-        )
-    dense = results["dense"]
-    rows = [
-        [
-            VARIANTS[variant],
-            f"{found['seconds']:.2f}",
-            f"{dense['seconds'] / found['seconds']:.1f}x",
-            f"{found['peak_mb']:.0f}",
-            f"{found['peak_mb'] / dense['peak_mb']:.2f}x",
-            f"{max(abs(a - b) / b for a, b in zip(found['losses'], dense['losses'])):.1e}",
-        ]
-        for variant, found in results.items()
-    ]
-    header = ["step", "seconds", "faster", "peak MB", "of dense", "loss off by"]
-    print(format_table(header, rows))
-    path = ROOT / f"benchmarks/results/{date.today()}-bench_step.json"
-    settings = {"objective": args.objective, "batch_size": args.batch_size, "threads": torch.get_num_threads()}
+    with tempfile.TemporaryDirectory() as cache:
+        for variant in ("dense", "live", "fill", "cached", "sft", "teacher"):
+            command = [sys.executable, __file__, *sys.argv[1:], "--variant", variant, cache]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+            results[variant] = json.loads(done.stdout.splitlines()[-1])
+    print_tables(results)
+    path = ROOT / f"benchmarks/results/{date.today()}-bench_step-{args.objective}.json"
+    settings = {"objective": args.objective, "batch_size": args.batch_size, "batches": args.batches}
+    settings["threads"] = torch.get_num_threads()
     path.write_text(json.dumps({"settings": settings, "results": results}, indent=2) + "\n")
+
+
+def print_tables(results: dict[str, dict]) -> None:
+    dense = results["dense"]
+    rows = []
+    for variant, name in STEPS.items():
+        found = results[variant]
+        off = max(abs(a - b) / b for a, b in zip(found["losses"], dense["losses"]))
+        rows.append([name, f"{found['seconds']:.2f}", f"{dense['seconds'] / found['seconds']:.1f}x"])
+        rows[-1] += [f"{found['peak_mb']:.0f}", f"{found['peak_mb'] / dense['peak_mb']:.2f}x"]
+        rows[-1] += ["" if variant == "sft" else f"{off:.1e}"]
+    print(format_table(["step", "seconds", "faster", "peak MB", "of dense", "loss off by"], rows))
+    print(f"\nKD with the cache / SFT: {results['cached']['seconds'] / results['sft']['seconds']:.2f}x\n")
+    rows = [[name, f"{results[variant]['seconds']:.2f}"] for variant, name in PASSES.items()]
+    print(format_table(["pass, rows of a step", "seconds"], rows))
+    ratio = results["fill"]["seconds"] / results["teacher"]["seconds"]
+    print(f"\nmaking the cache / an epoch of the teacher: {ratio:.2f}x")
 
 
 if __name__ == "__main__":
