@@ -266,7 +266,9 @@ class TrainArguments:
         default=None, metadata={"help": "Instead of --batch-size: as many examples as fit; at least --max-length."}
     )
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Micro-batches of an optimiser step."})
-    eval_batch_size: int = field(default=16, metadata={"help": "Examples of a dev batch on one rank."})
+    eval_batch_size: int = field(
+        default=16, metadata={"help": "Dev examples of --max-length that one rank has room for; of shorter ones, more."}
+    )
     num_epochs: int = HfArg(
         default=10, aliases=["--epochs", "--training-epochs", "--training_epochs"], help="Passes over the data."
     )
@@ -353,7 +355,11 @@ class EvaluateArguments:
     )
     split: str = field(default="valid", metadata={"help": "Evaluate <data-dir>/<split>.jsonl."})
     seed: list[int] = HfArg(default_factory=lambda: [10], aliases=["--seeds"], help="One pass of answers a seed.")
-    eval_batch_size: int = HfArg(default=16, aliases=["--batch-size", "--batch_size"], help="Prompts of a batch.")
+    eval_batch_size: int = HfArg(
+        default=16,
+        aliases=["--batch-size", "--batch_size"],
+        help="Prompts with answers of --max-length together that a batch has room for; of shorter ones, more.",
+    )
     dev_num: int = HfArg(default=-1, aliases=["--eval-num", "--eval_num"], help="Use the first rows only; -1: all.")
     max_length: int = field(default=512, metadata={"help": "Tokens of prompt and answer together."})
     max_prompt_length: int = field(default=256, metadata={"help": "Longer prompts are cut in the middle."})

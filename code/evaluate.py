@@ -84,34 +84,34 @@ def evaluate_set(model, tokenizer, name: str, rows: list[Row], config: EvaluateC
     prompts = cut_prompts(tokenizer, prompts, args.max_prompt_length)
     room = args.max_length - args.max_prompt_length
     references = [row.responses for row in rows]
+    started = time.perf_counter()
+    answers_of_seeds = generate_answers(
+        model,
+        tokenizer,
+        prompts,
+        config.generation,
+        room,
+        args.eval_batch_size * args.max_length,
+        seeds(args, config.generation),
+        description=name,
+    )
+    seconds_a_seed = round((time.perf_counter() - started) / len(answers_of_seeds), 2)
     scores = {}
-    for seed in seeds(args, config.generation):
-        started = time.perf_counter()
-        answers = generate_answers(
-            model,
-            tokenizer,
-            prompts,
-            config.generation,
-            room,
-            args.eval_batch_size,
-            seed,
-            description=f"{name} seed {seed}",
-        )
-        if is_main_process():
-            of_rows = rouge_l(answers, references)
-            scores[seed] = sum(of_rows) / len(of_rows)
-            records = [
-                {"prompt": row.prompt, "answer": answer, "references": list(row.responses), "rougeL": round(score, 4)}
-                for row, answer, score in zip(rows, answers, of_rows)
-            ]
-            metrics = {
-                "rougeL": scores[seed],
-                "rows": len(rows),
-                "seed": seed,
-                "words_per_answer": sum(len(answer.split()) for answer in answers) / len(answers),
-                "seconds": round(time.perf_counter() - started, 2),
-            }
-            write_answers(save_dir / name / f"seed{seed}", records, metrics)
+    for seed, answers in answers_of_seeds.items() if is_main_process() else ():
+        of_rows = rouge_l(answers, references)
+        scores[seed] = sum(of_rows) / len(of_rows)
+        records = [
+            {"prompt": row.prompt, "answer": answer, "references": list(row.responses), "rougeL": round(score, 4)}
+            for row, answer, score in zip(rows, answers, of_rows)
+        ]
+        metrics = {
+            "rougeL": scores[seed],
+            "rows": len(rows),
+            "seed": seed,
+            "words_per_answer": sum(len(answer.split()) for answer in answers) / len(answers),
+            "seconds": seconds_a_seed,
+        }
+        write_answers(save_dir / name / f"seed{seed}", records, metrics)
     return scores
 
 

@@ -57,9 +57,12 @@ class Batch:
     examples: tuple[Example, ...] = ()
 
     def to(self, device: torch.device) -> "Batch":
+        """A copy on `device`, on its way: a GPU takes it from pinned memory while the host goes on."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {k: v.to(device, non_blocking=True) for k, v in tensors.items() if isinstance(v, Tensor)}
-        return replace(self, **moved)
+        tensors = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+        if device.type == "cuda":
+            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
 
 def collate(
@@ -140,6 +143,31 @@ def pack(lengths: Sequence[int], max_length: int) -> list[list[int]]:
         if width <= capacity and (best_cost is None or (count * width, width) < best_cost):
             best, best_cost = rows, (count * width, width)
     return best
+
+
+def batches_by_length(lengths: Sequence[int], tokens: int, ranks: int = 1) -> list[list[int]]:
+    """Indices, the longest first, in batches of `ranks` times as many as fit into `tokens` padded to their longest.
+
+    The fewest batches; and of all ways to make so few, the one with the least padding.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    # For the first `end` of them: how many batches, the padded tokens, where the last batch starts.
+    best = [(0, 0, 0)]
+    for end in range(1, len(order) + 1):
+        choices = []
+        for start in range(end - 1, -1, -1):
+            width = int(lengths[order[start]])
+            if end - start > max(1, tokens // width) * ranks:
+                break
+            batches, padded, _ = best[start]
+            choices.append((batches + 1, padded + (end - start) * width, start))
+        best.append(min(choices))
+    batches, end = [], len(order)
+    while end:
+        start = best[end][2]
+        batches.insert(0, order[start:end])
+        end = start
+    return batches
 
 
 @dataclass(frozen=True)

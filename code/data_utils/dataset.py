@@ -43,8 +43,8 @@ class InstructionDataset:
     """
 
     def __init__(self, table: datasets.Dataset):
-        self._table = table.with_format("numpy")
         columns = table.data
+        self._prompts, self._responses = columns["prompt_ids"], columns["response_ids"]
         self.responses = _list_lengths(columns["response_ids"])
         self.lengths = _list_lengths(columns["prompt_ids"]) + self.responses
         self.cut_prompts = int(pc.sum(columns["prompt_cut"]).as_py())
@@ -55,8 +55,8 @@ class InstructionDataset:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> Example:
-        row = self._table[index]
-        return Example(row["prompt_ids"], row["response_ids"])
+        # Straight from the mapped columns: through the data set's own formatting a row takes ten times as long.
+        return Example(self._prompts[index].values.to_numpy(), self._responses[index].values.to_numpy())
 
     def keys(self) -> list[bytes]:
         """`Example.key` of every example."""

@@ -1,7 +1,8 @@
 """Answers to prompts: batches in length order, padded on the left, shared among the ranks.
 
-In: token ids of prompts. Out: one answer a prompt, on every rank, in the order of the prompts. A batch draws from a
-generator seeded by (seed, batch), so that the answers do not depend on the number of ranks.
+In: token ids of prompts. Out: one answer a prompt and seed, on every rank, in the order of the prompts. A batch draws
+from a generator seeded by (seed, batch), so that the answers of a seed depend neither on the number of ranks nor on the
+other seeds. It ends when its last answer has ended.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from arguments import GenerationArguments
+from data_utils.batches import batches_by_length
 
 
 @torch.no_grad()
@@ -24,25 +26,30 @@ def generate_answers(
     prompts: Sequence[Sequence[int]],
     args: GenerationArguments,
     max_new_tokens: int,
-    batch_size: int,
-    seed: int,
+    tokens_per_batch: int,
+    seeds: Sequence[int],
     synced: bool = False,
     description: str = "generate",
-) -> list[str]:
-    """One answer a prompt. `synced`: ranks generate in step with each other, as ZeRO-3 needs."""
+) -> dict[int, list[str]]:
+    """By seed, one answer a prompt.
+
+    tokens_per_batch: of prompts and longest answers with padding. synced: ranks generate in step with each other, as
+    ZeRO-3 needs; a rank that has no batch left then repeats one.
+    """
     distributed = dist.is_initialized()
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))  # the longest first: short of memory, early
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    rounds = -(-len(batches) // world_size)
     config = generation_config(args, tokenizer, max_new_tokens)
+    # The longest first: what is too long for the memory fails early.
+    batches = batches_by_length([len(ids) + config.max_new_tokens for ids in prompts], tokens_per_batch)
+    work = [(number, seed) for number in range(len(batches)) for seed in seeds]
 
-    mine: dict[int, str] = {}
-    for turn in tqdm(range(rounds), desc=description, disable=rank != 0, leave=False):
-        number = turn * world_size + rank
-        if number >= len(batches) and not synced:
+    mine: dict[tuple[int, int], str] = {}
+    for turn in tqdm(range(-(-len(work) // world_size)), desc=description, disable=rank != 0, leave=False):
+        place = turn * world_size + rank
+        if place >= len(work) and not synced:
             break
-        indices = batches[min(number, len(batches) - 1)]
+        number, seed = work[min(place, len(work) - 1)]
+        indices = batches[number]
         input_ids, attention_mask = pad_left([prompts[i] for i in indices], tokenizer.pad_token_id, model.device)
         with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
             torch.manual_seed(seed * 1_000_003 + number)
@@ -50,15 +57,15 @@ def generate_answers(
                 generated = model.generate(
                     input_ids=input_ids, attention_mask=attention_mask, generation_config=config, synced_gpus=synced
                 )
-        if number < len(batches):
-            answers = tokenizer.batch_decode(generated[:, input_ids.shape[1] :], skip_special_tokens=True)
-            mine.update(zip(indices, (answer.strip() for answer in answers)))
+        answers = tokenizer.batch_decode(generated[:, input_ids.shape[1] :], skip_special_tokens=True)
+        mine.update(((seed, i), answer.strip()) for i, answer in zip(indices, answers))
 
     if distributed:
-        of_ranks: list[dict[int, str]] = [{} for _ in range(world_size)]
+        of_ranks: list[dict[tuple[int, int], str]] = [{} for _ in range(world_size)]
         dist.all_gather_object(of_ranks, mine)
-        mine = {index: answer for answers in of_ranks for index, answer in answers.items()}
-    return [mine[i] for i in range(len(prompts))]
+        # A repeated batch gave the same answers again.
+        mine = {key: answer for answers in of_ranks for key, answer in answers.items()}
+    return {seed: [mine[seed, i] for i in range(len(prompts))] for seed in seeds}
 
 
 @contextmanager

@@ -8,7 +8,8 @@ rank knows from the plan of the epoch; so how the step is cut into micro-batches
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from arguments import DataArguments, GenerationArguments, TrainArguments
 from criterions import StepPlan
-from data_utils.batches import Batch, EpochPlan, Layout, Step, collate
+from data_utils.batches import Batch, EpochPlan, Layout, Step, batches_by_length, collate
 from data_utils.dataset import InstructionDataset, Row
 from data_utils.prompts import cut_prompts, encode_prompts
 from distiller import Distiller
@@ -30,6 +31,7 @@ from evaluation.rouge import rouge_l
 from teacher import Teacher, dropped_mass
 from training.checkpoints import BestCheckpoints, save_checkpoint
 from training.metrics import Metrics
+from training.prefetch import prefetched
 
 DROPPED_MASS_ROWS = 256  # dev rows on which it is measured
 NOTABLE_MASS = 0.01
@@ -68,6 +70,10 @@ class Trainer:
     def total_steps(self) -> int:
         return total_steps(self.plan, self.args)
 
+    @property
+    def _eval_tokens(self) -> int:
+        return self.args.eval_batch_size * self.data_args.max_length
+
     def run(self) -> None:
         """All epochs; after each, dev evaluation and a checkpoint as the intervals say."""
         best = BestCheckpoints(self.args.keep_best_n_checkpoints)
@@ -79,13 +85,15 @@ class Trainer:
             for epoch in range(1, self.args.num_epochs + 1):
                 self.engine.train()
                 self.metrics.start_clock()
-                for planned in self.plan.steps(epoch)[: self.total_steps - step]:
-                    lr = self.engine.get_lr()[0]
-                    extras = self._train_step(planned)
-                    step += 1
-                    progress.update()
-                    if step % self.args.log_interval == 0 or step == self.total_steps:
-                        self._log(step, epoch, lr, extras)
+                steps = self.plan.steps(epoch)[: self.total_steps - step]
+                with closing(self._micro_batches(steps)) as batches:
+                    for planned in steps:
+                        lr = self.engine.get_lr()[0]
+                        extras = self._train_step(planned, batches)
+                        step += 1
+                        progress.update()
+                        if step % self.args.log_interval == 0 or step == self.total_steps:
+                            self._log(step, epoch, lr, extras)
                 self.metrics.stop_clock()
                 last = step == self.total_steps
                 if last or epoch % self.args.save_interval == 0 or epoch % self.args.eval_interval == 0:
@@ -95,13 +103,13 @@ class Trainer:
         for score, folder in sorted(best.kept, reverse=True):
             self.logger.info("kept %s (score %.4f)", folder, score)
 
-    def _train_step(self, step: Step) -> dict[str, float]:
-        """One optimiser step. Returns what the criterion logs of it."""
-        rank, world_size = dist.get_rank(), dist.get_world_size()
+    def _train_step(self, step: Step, batches: Iterator[Batch]) -> dict[str, float]:
+        """One optimiser step on the next of `batches`. Returns what the criterion logs of it."""
+        world_size = dist.get_world_size()
         plan = StepPlan(tuple(sum(of_ranks) for of_ranks in step.tokens), self.engine.device)
         self.distiller.criterion.start_step(plan)
-        for number, (examples, tokens) in enumerate(zip(step.examples, step.tokens)):
-            batch = self._batch(self.data.train, examples[rank], tokens)
+        for number in range(len(step.examples)):
+            batch = next(batches)
             self.engine.set_gradient_accumulation_boundary(number == len(step.examples) - 1)
             teacher = self.teacher.states(batch) if self.teacher else None
             sums = self.engine(batch=batch, teacher=teacher)
@@ -110,6 +118,14 @@ class Trainer:
             self.engine.step()
             self.metrics.add(sums, batch)
         return self.distiller.criterion.end_step()
+
+    def _micro_batches(self, steps: Sequence[Step]) -> Iterator[Batch]:
+        """This rank's, of all micro-steps, made while the steps before them run."""
+        rank = dist.get_rank()
+        micro_steps = (pair for step in steps for pair in zip(step.examples, step.tokens))
+        return prefetched(
+            lambda pair: self._batch(self.data.train, pair[0][rank], pair[1]), micro_steps, self.engine.device
+        )
 
     def _batch(self, data: InstructionDataset, indices: Sequence[int], rows_of_ranks: tuple[int, ...]) -> Batch:
         examples = [data[i] for i in indices]
@@ -160,13 +176,13 @@ class Trainer:
         return scores
 
     def _dev_loss(self, dev: InstructionDataset) -> float:
-        rank, world_size, size = dist.get_rank(), dist.get_world_size(), self.args.eval_batch_size
-        order = sorted(range(len(dev)), key=lambda i: -dev.lengths[i])
-        total = torch.zeros((), dtype=torch.float64, device=self.engine.device)
-        for first in range(0, len(order), size * world_size):
-            indices = order[first : first + size * world_size][rank::world_size]
-            with torch.no_grad():
-                total += self.engine(batch=self._batch(dev, indices, (0,))).ce
+        rank, world_size, device = dist.get_rank(), dist.get_world_size(), self.engine.device
+        of_all_ranks = batches_by_length(dev.lengths, self._eval_tokens, world_size)
+        mine = (indices[rank::world_size] for indices in of_all_ranks)
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        with torch.no_grad(), closing(prefetched(lambda i: self._batch(dev, i, (0,)), mine, device)) as batches:
+            for batch in batches:
+                total += self.engine(batch=batch).ce
         dist.all_reduce(total)
         return total.item() / int(dev.responses.sum())
 
@@ -193,18 +209,18 @@ class Trainer:
 
     def _dev_rouge(self, rows: Sequence[Row]) -> float:
         prompts = encode_prompts(self.tokenizer, [row.prompt for row in rows])
-        answers = generate_answers(
+        answers_of_seeds = generate_answers(
             self.distiller.student,
             self.tokenizer,
             cut_prompts(self.tokenizer, prompts, self.data_args.max_prompt_length),
             self.generation,
             self.data_args.max_length - self.data_args.max_prompt_length,
-            self.args.eval_batch_size,
-            self.args.seed,
+            self._eval_tokens,
+            [self.args.seed],
             synced=self.engine.zero_optimization_stage() == 3,
             description="dev answers",
         )
-        scores = rouge_l(answers, [row.responses for row in rows])
+        scores = rouge_l(answers_of_seeds[self.args.seed], [row.responses for row in rows])
         return sum(scores) / len(scores)
 
 

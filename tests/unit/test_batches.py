@@ -1,5 +1,6 @@
 """Packing, collation and the plan of an epoch: nothing is lost, nothing is doubled, and the restart finds its place."""
 
+import itertools
 from typing import get_args
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_utils.batches import Batch, EpochPlan, Example, Layout, Step, collate, pack
+from data_utils.batches import Batch, EpochPlan, Example, Layout, Step, batches_by_length, collate, pack
 
 PAD = 0
 quick = settings(max_examples=150, deadline=None)
@@ -172,6 +173,38 @@ def test_batches_move_whole():
     moved = batch.to(torch.device("meta"))
     assert moved.input_ids_RT.device.type == moved.labels_N.device.type == moved.position_ids_RT.device.type == "meta"
     assert moved.attention_mask_RT is None and (moved.tokens, moved.rows_of_ranks) == (2, (1,))
+
+
+# --- batches by length -----------------------------------------------------------------------------------------------
+
+
+def contiguous_batches(count):
+    """All ways to cut `range(count)` into pieces."""
+    for cuts in itertools.product([False, True], repeat=max(0, count - 1)):
+        edges = [0, *(i + 1 for i, cut in enumerate(cuts) if cut), count]
+        yield [range(start, end) for start, end in itertools.pairwise(edges) if start < end]
+
+
+@quick
+@given(lengths=st.lists(st.integers(1, 30), max_size=8), tokens=st.integers(1, 100), ranks=st.integers(1, 3))
+def test_batches_by_length_are_few_and_tight(lengths, tokens, ranks):
+    def padded(batches, of):
+        return sum(len(batch) * max(of[i] for i in batch) for batch in batches)
+
+    batches = batches_by_length(lengths, tokens, ranks)
+    ordered = sorted(lengths, reverse=True)
+    assert [lengths[i] for batch in batches for i in batch] == ordered
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    allowed = [
+        pieces
+        for pieces in contiguous_batches(len(lengths))
+        if all(len(piece) <= max(1, tokens // ordered[piece[0]]) * ranks for piece in pieces)
+    ]
+    assert (len(batches), padded(batches, lengths)) == min((len(p), padded(p, ordered)) for p in allowed)
+
+
+def test_one_long_prompt_does_not_pad_the_short_ones():
+    assert batches_by_length([10] * 9 + [60], 100) == [[9], list(range(9))]
 
 
 # --- epoch plan ------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
+from rouge_score.rouge_scorer import RougeScorer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from arguments import GenerationArguments
@@ -57,6 +58,8 @@ def naive_rouge_l(answer: list[str], reference: list[str]) -> float:
     return 100 * 2 * lengths[-1][-1] / (len(answer) + len(reference))
 
 
+words = st.sampled_from("Runs running ran dogs dog's DOG 3 3.5 naïve flies fly. the, generously generous".split())
+texts = st.lists(words | st.text(max_size=5), max_size=80).map(" ".join)
 sentences = st.lists(st.sampled_from("red blue river stone cloud".split()), min_size=1, max_size=7)
 
 
@@ -65,6 +68,13 @@ sentences = st.lists(st.sampled_from("red blue river stone cloud".split()), min_
 def test_rouge_l_is_the_best_f_measure_of_the_references(answers, references):
     found = rouge_l([" ".join(words) for words in answers], [[" ".join(words) for words in references]] * len(answers))
     assert found == pytest.approx([max(naive_rouge_l(a, r) for r in references) for a in answers])
+
+
+@settings(max_examples=100, deadline=None)
+@given(answer=texts, reference=texts)
+def test_rouge_l_is_that_of_the_package(answer, reference):
+    score = RougeScorer(["rougeL"], use_stemmer=True).score(reference, answer)["rougeL"]
+    assert rouge_l([answer], [[reference]]) == [100 * score.fmeasure]
 
 
 def test_rouge_l_needs_references_for_each_answer():
@@ -140,7 +150,12 @@ def greedy(student, prompts):
 
 
 def generate(student, prompts, args=GREEDY, batch_size=3, seed=1) -> list[str]:
-    return generate_answers(*student, prompts, args, NEW_TOKENS, batch_size, seed)
+    """In batches of at least `batch_size` prompts."""
+    return generate_answers(*student, prompts, args, NEW_TOKENS, tokens_for(prompts, batch_size), [seed])[seed]
+
+
+def tokens_for(prompts, batch_size) -> int:
+    return batch_size * (max(map(len, prompts), default=0) + NEW_TOKENS)
 
 
 def test_prompts_are_padded_on_the_left():
@@ -173,6 +188,62 @@ def test_samples_are_a_function_of_the_seed(student, prompts, greedy):
     assert generate(student, prompts, SAMPLED, seed=2) != first != greedy
 
 
+def test_a_seed_does_not_depend_on_the_others(student, prompts):
+    def answers(*seeds):
+        return generate_answers(*student, prompts, SAMPLED, NEW_TOKENS, tokens_for(prompts, 2), seeds)
+
+    together = answers(5, 6, 7)
+    assert list(together) == [5, 6, 7] and together[5] != together[6] != together[7]
+    assert answers(6) == {6: together[6]} and answers(7, 5) == {7: together[7], 5: together[5]}
+
+
+def test_a_batch_holds_what_fits_its_tokens(student, prompts, monkeypatch):
+    shapes = []
+    original = student[0].generate
+
+    def generate_and_look(input_ids, **others):
+        shapes.append(tuple(input_ids.shape))
+        return original(input_ids=input_ids, **others)
+
+    monkeypatch.setattr(student[0], "generate", generate_and_look)
+    budget = 3 * (len(max(prompts, key=len)) + NEW_TOKENS)
+    generate_answers(*student, prompts, GREEDY, NEW_TOKENS, budget, [1])
+    assert (
+        sum(rows for rows, _ in shapes) == len(prompts)
+        and [w for _, w in shapes] == sorted([w for _, w in shapes])[::-1]
+    )
+    assert all(rows * (width + NEW_TOKENS) <= budget for rows, width in shapes)
+    assert all((rows + 1) * (width + NEW_TOKENS) > budget for rows, width in shapes[:-1])
+    shapes.clear()
+    generate_answers(*student, prompts, GREEDY, NEW_TOKENS, 1, [1])  # too little for any
+    assert [rows for rows, _ in shapes] == [1] * len(prompts)
+
+
+def test_a_batch_ends_with_its_last_answer(student, prompts, monkeypatch):
+    """EOS as the only likely token: one step is enough for the whole batch."""
+    model, tokenizer = student
+    lengths = []
+    original = model.generate
+
+    def generate_and_look(**inputs):
+        generated = original(**inputs)
+        lengths.append(generated.shape[1] - inputs["input_ids"].shape[1])
+        return generated
+
+    monkeypatch.setattr(model, "generate", generate_and_look)
+    with monkeypatch.context() as patch:
+        original_forward = model.forward
+
+        def forward(*args, **kwargs):
+            output = original_forward(*args, **kwargs)
+            output.logits[:, -1, tokenizer.eos_token_id] = 1e4
+            return output
+
+        patch.setattr(model, "forward", forward)
+        assert generate(student, prompts) == [""] * len(prompts)
+    assert lengths and set(lengths) == {1}
+
+
 def test_batches_draw_differently(student):
     same = [[5, 6, 7]] * 6
     answers = generate(student, same, SAMPLED, batch_size=2)
@@ -197,7 +268,7 @@ def test_answers_end_at_eos(student, prompts):
     ending.add_special_tokens({"eos_token": ending.convert_ids_to_tokens(eos)})
     wanted = [row[: row.index(eos)] if eos in row else row for row in ids]
     assert len(wanted[0]) <= 3 and any(len(row) == NEW_TOKENS for row in wanted)
-    answers = generate_answers(model, ending, prompts, GREEDY, NEW_TOKENS, len(prompts), seed=1)
+    answers = generate_answers(model, ending, prompts, GREEDY, NEW_TOKENS, tokens_for(prompts, 7), [1])[1]
     assert answers == [ending.decode(row, skip_special_tokens=True).strip() for row in wanted]
 
 
@@ -205,7 +276,8 @@ def test_max_new_tokens_bounds_the_answer(student, prompts, greedy):
     short = generate(student, prompts, GenerationArguments(max_new_tokens=2))
     assert all(full.startswith(start.rstrip("\ufffd")) for full, start in zip(greedy, short))
     assert all(len(start) < len(full) for full, start in zip(greedy, short))
-    assert generate_answers(*student, prompts, GenerationArguments(max_new_tokens=NEW_TOKENS), 1, 3, seed=1) == greedy
+    full = generate_answers(*student, prompts, GenerationArguments(max_new_tokens=NEW_TOKENS), 1, 200, [1])
+    assert full == {1: greedy}
 
 
 @pytest.mark.parametrize(
