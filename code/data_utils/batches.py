@@ -188,8 +188,8 @@ class EpochPlan:
     Every epoch has `len(plan)` steps of `accumulation_steps` micro-steps. A micro-batch, a micro-step's share of one
     rank, has `batch_size` examples; the last step of an epoch takes what is left. Or it has as many as fit into
     `tokens_per_micro_batch`: then the examples are dealt like cards sorted by length, so that all micro-batches of an
-    epoch have nearly equal tokens and numbers, and no step is short. Within a micro-step the ranks get nearly equal
-    lengths.
+    epoch have nearly equal tokens and numbers, and no step is short. Within a micro-step the ranks get equal numbers
+    and nearly equal work.
     """
 
     lengths: np.ndarray  # tokens of each example
@@ -252,12 +252,16 @@ class EpochPlan:
         return Step(examples, tokens)
 
     def _deal(self, indices: np.ndarray) -> tuple[tuple[int, ...], ...]:
-        """To the ranks, longest first, each round's longest to the rank that has least; numbers differ by one."""
+        """To the ranks in rounds, the longest first; each round's hardest to the rank that has least work."""
         order = indices[np.argsort(-self.lengths[indices], kind="stable")]
+        # A response token costs about as much in the loss over the vocabulary as in the models.
+        work = self.lengths[order] + self.responses[order]
         ranks: list[list[int]] = [[] for _ in range(self.world_size)]
-        fill = np.zeros(self.world_size, dtype=np.int64)
-        for i in range(0, len(order), self.world_size):
-            for rank, index in zip(np.argsort(fill, kind="stable"), order[i : i + self.world_size]):
-                ranks[rank].append(int(index))
-                fill[rank] += self.lengths[index]
+        done = np.zeros(self.world_size, dtype=np.int64)
+        for first in range(0, len(order), self.world_size):
+            of_round = slice(first, first + self.world_size)
+            hardest_first = first + np.argsort(-work[of_round], kind="stable")
+            for rank, place in zip(np.argsort(done, kind="stable"), hardest_first):
+                ranks[rank].append(int(order[place]))
+                done[rank] += work[place]
         return tuple(tuple(rank) for rank in ranks)

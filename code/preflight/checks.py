@@ -98,7 +98,7 @@ class Examination:
         longest = max(data.lengths.max() for data in (train, dev) if data is not None)
         with report.check():
             check_positions(config, int(longest), models)
-        plan_steps(config.train, len(train), self.ranks, report)
+        plan_steps(config.train, train.lengths, self.ranks, report)
         if self.student is not None:
             with report.check():
                 plan_memory(config, self.settings, self.student, self.teacher, train.lengths, self.ranks, report)

@@ -16,6 +16,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from arguments import TrainArguments, TrainConfig
+from data_utils.batches import EpochPlan
 from data_utils.dataset import InstructionDataset
 from preflight.report import Report, size
 from preflight.skeleton import ModelFacts
@@ -78,14 +79,17 @@ def check_positions(config: TrainConfig, longest: int, models: list[ModelFacts])
             raise ValueError(f"--max-length {config.data.max_length}: {model.path} has {positions} positions; lower it")
 
 
-def plan_steps(args: TrainArguments, rows: int, ranks: Ranks, report: Report) -> None:
+def plan_steps(args: TrainArguments, lengths: np.ndarray, ranks: Ranks, report: Report) -> None:
     """Steps, epochs, warm-up."""
-    of_step = args.batch_size * args.gradient_accumulation_steps * ranks.world
-    of_epoch = -(-rows // of_step)
+    shape = (args.batch_size, args.gradient_accumulation_steps, ranks.world, args.seed, args.tokens_per_micro_batch)
+    rows, of_epoch = len(lengths), len(EpochPlan(lengths, lengths, *shape))
+    flag, of_step = "--batch-size", args.batch_size * args.gradient_accumulation_steps * ranks.world
+    if args.tokens_per_micro_batch:
+        flag, of_step = "--tokens-per-micro-batch", -(-rows // of_epoch)
+    micro_batch = args.tokens_per_micro_batch or args.batch_size
     total = min(of_epoch * args.num_epochs, args.total_iters or of_epoch * args.num_epochs)
     product = (
-        f"--batch-size {args.batch_size} x --gradient-accumulation-steps {args.gradient_accumulation_steps} x "
-        f"{ranks.world} ranks"
+        f"{flag} {micro_batch} x --gradient-accumulation-steps {args.gradient_accumulation_steps} x {ranks.world} ranks"
     )
     report.fact(
         "steps",
@@ -179,7 +183,8 @@ def plan_memory(
     report: Report,
 ) -> None:
     """Raises ValueError if what can be counted does not fit; warns if the estimate does not."""
-    tokens = fullest_batch(lengths, config.train.batch_size, config.train.seed)
+    args = config.train
+    tokens = args.tokens_per_micro_batch or fullest_batch(lengths, args.batch_size, args.seed)
     plan = memory_plan(config, settings, student, teacher, tokens, ranks)
     on_cpu = get_accelerator().device_name() == "cpu"
     remedy = (
