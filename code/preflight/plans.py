@@ -168,9 +168,9 @@ def activation_bytes(model: ModelFacts, tokens: int, width: int, checkpointing: 
     gated = getattr(config, "hidden_act", None) in ("silu", "swish", "gelu_pytorch_tanh")
     inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden
     key_value = hidden * (getattr(config, "num_key_value_heads", None) or heads) // heads
-    norms = 2 * (hidden * width + 2 * hidden * FP32)
-    layer = norms + width * (4 * hidden + 2 * key_value + (4 if gated else 3) * inner)
-    return tokens * (layers * hidden * width + layer if checkpointing else layers * layer)
+    norm = hidden * width + 2 * hidden * FP32
+    layer = 2 * norm + width * (4 * hidden + 2 * key_value + (4 if gated else 3) * inner)
+    return tokens * (norm + (layers * hidden * width + layer if checkpointing else layers * layer))
 
 
 def plan_memory(

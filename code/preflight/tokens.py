@@ -65,7 +65,8 @@ def _check_ends(flag: str, tokenizer: PreTrainedTokenizerBase, model: ModelFacts
 def _generation_ends(model: ModelFacts) -> list[int]:
     ends = model.config.eos_token_id
     if (Path(model.path) / "generation_config.json").is_file():
-        ends = GenerationConfig.from_pretrained(model.path).eos_token_id or ends
+        of_generation = GenerationConfig.from_pretrained(model.path).eos_token_id
+        ends = ends if of_generation is None else of_generation
     return [] if ends is None else list(ends) if isinstance(ends, list | tuple) else [ends]
 
 

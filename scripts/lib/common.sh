@@ -5,6 +5,7 @@
 # are appended to the flags. Relative paths are relative to the repository's root, where everything runs.
 #
 #   DRY_RUN=1       print the command only, and accept models and data that are not there yet
+#   DOCTOR=1        examine the run and report, and do not train (docs/preflight.md)
 #   PYTHON          default: .venv/bin/python where it exists, else python
 #   GPUS            processes of a node, one a GPU; default: the visible GPUs; 0: one process on the CPU
 #   DEVICE=cpu      leave the GPUs alone; GPUS is then the number of CPU processes
@@ -65,8 +66,13 @@ if [[ -z ${NNODES:-} && -n $HOSTFILE ]]; then NNODES=$(count_hosts "$HOSTFILE");
 NNODES=${NNODES:-1}
 require_number GPUS 0 "which GPUs is for CUDA_VISIBLE_DEVICES"
 require_number NNODES 1 "one node is NNODES=1"
+port_is_taken() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+
 # Nodes must agree on the port; runs that share a node must not.
-if [[ -z ${MASTER_PORT:-} ]]; then MASTER_PORT=$((NNODES > 1 ? 29500 : 20000 + RANDOM % 10000)); fi
+if [[ -z ${MASTER_PORT:-} && $NNODES -gt 1 ]]; then MASTER_PORT=29500; fi
+while [[ -z ${MASTER_PORT:-} ]] || { [[ -n ${drawn:-} ]] && port_is_taken "$MASTER_PORT"; }; do
+    drawn=1 MASTER_PORT=$((20000 + RANDOM % 10000))
+done
 require_number NODE_RANK 0 "node 0 is the one at MASTER_ADDR"
 if [[ $GPUS -eq 0 ]]; then DEVICE=cpu; fi
 PROCESSES=$((GPUS > 0 ? GPUS : 1)) # of one node
@@ -89,8 +95,16 @@ launch() {
     fi
     # As modules of $PYTHON, deepspeed and torchrun need no activated environment.
     command+=("$PYTHON")
+    if [[ ${DOCTOR:-0} == 1 && $1 == code/distillation.py ]]; then
+        shift
+        local ranks=(env "WORLD_SIZE=$((PROCESSES * NNODES))" "LOCAL_WORLD_SIZE=$PROCESSES")
+        run_printed "${ranks[@]}" "${command[@]}" code/doctor.py "$@"
+        return
+    fi
     if [[ -n $HOSTFILE ]]; then
         [[ $DEVICE == cuda ]] || fail "HOSTFILE=$HOSTFILE: only for GPUs; set GPUS, or use NODE_RANK and MASTER_ADDR"
+        # pdsh hands the words to a shell of each host, between single quotes.
+        [[ "$*" != *\'* ]] || fail "HOSTFILE=$HOSTFILE: no path or value may have a single quote; rename it"
         command+=(-m deepspeed.launcher.runner --hostfile "$HOSTFILE" --num_nodes "$NNODES" --num_gpus "$GPUS")
         command+=(--master_port "$MASTER_PORT")
         if [[ -n $MASTER_ADDR ]]; then command+=(--master_addr "$MASTER_ADDR"); fi
@@ -105,6 +119,10 @@ launch() {
         # deepspeed --num_gpus ignores CUDA_VISIBLE_DEVICES; torchrun respects it.
         command+=(-m torch.distributed.run --nproc_per_node "$PROCESSES")
         command+=(--master_addr 127.0.0.1 --master_port "$MASTER_PORT")
+    fi
+    if [[ " ${command[*]} " == *"$MASTER_PORT"* && -z $HOSTFILE && $NODE_RANK -eq 0 ]] && ! dry_run &&
+        port_is_taken "$MASTER_PORT"; then
+        fail "MASTER_PORT=$MASTER_PORT: another process has it; set it to a free port, or leave it unset"
     fi
     run_printed "${command[@]}" "$@"
 }

@@ -1,0 +1,504 @@
+"""The checks before a run: safetensors headers, adapters, tokenizers, plans of memory, disk and steps, the report."""
+
+import json
+import re
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    LlamaConfig,
+    OPTConfig,
+    Qwen2Config,
+)
+
+import doctor
+from arguments import parse_train_arguments
+from data_utils.batches import EpochPlan
+from models.files import MODEL, read_shapes
+from models.probes import split
+from models.vocabulary import dropped_ids, dropped_mass
+from preflight import plans
+from preflight.checks import Examination, check
+from preflight.plans import Ranks, activation_bytes, check_writable, fullest_batch, memory_plan, plan_disk, plan_steps
+from preflight.probe import probe
+from preflight.report import Report, size
+from preflight.skeleton import ModelFacts, check_adapter_fits, student_facts
+from training import engine
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+RANKS = Ranks(world=1, of_node=1)
+QWEN = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+QWEN |= {"intermediate_size": 16, "max_position_embeddings": 512, "tie_word_embeddings": True}
+
+
+def config_of(tiny, rows, *flags, student="student"):
+    paths = ["--model-path", str(tiny / student), "--data-dir", str(rows)]
+    return parse_train_arguments([*paths, "--max-length", "128", "--max-prompt-length", "64", *flags])
+
+
+def examined(tiny, rows, *flags, teacher=None, student="student", ranks=RANKS):
+    words = ["--teacher-model-path", str(teacher), "--kd-objective", "todi"] if teacher else []
+    config = config_of(tiny, rows, *flags, *words, student=student)
+    return Examination(config, *check(config), ranks)
+
+
+def warnings_of(*args, **kwargs) -> str:
+    report = examined(*args, **kwargs).report
+    assert not report.errors
+    return "\n".join(report.warnings)
+
+
+def edit_json(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+# --- safetensors headers ---------------------------------------------------------------------------------------------
+
+
+def test_the_header_has_every_tensor(tiny):
+    wanted = {name: tuple(tensor.shape) for name, tensor in load_file(tiny / "student" / MODEL).items()}
+    assert read_shapes("--x", str(tiny / "student")) == wanted
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_bytes_but_whole_ones_are_weights(tmp_path, data):
+    whole = tmp_path / MODEL
+    save_file({"a": torch.zeros(3, 2), "b": torch.zeros(5, dtype=torch.float16)}, whole)
+    content = whole.read_bytes()
+    cut = data.draw(st.integers(0, len(content) - 1))
+    start = data.draw(st.integers(0, 100))
+    noise = data.draw(st.binary(min_size=1, max_size=8))
+    (tmp_path / "broken").mkdir(exist_ok=True)
+    for broken in (content[:cut], content + noise, noise + content[len(noise) :], content[:start] + noise):
+        (tmp_path / "broken" / MODEL).write_bytes(broken)
+        try:
+            read_shapes("--x", str(tmp_path / "broken"))
+        except ValueError as error:
+            assert str(error).startswith("--x ")
+        else:  # the first bytes happened to be noise's
+            assert len(broken) == len(content)
+
+
+# --- adapters --------------------------------------------------------------------------------------------------------
+
+
+def save_adapter(tiny, folder, **config):
+    model = AutoModelForCausalLM.from_pretrained(tiny / "student")
+    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], **config)).save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"modules_to_save": ["lm_head"]}, {"layers_to_transform": [1]}, {"use_dora": True}], ids=str
+)
+def test_an_adapter_of_the_base_fits(tiny, tmp_path, config):
+    save_adapter(tiny, tmp_path / "adapter", **config)
+    flags = ["--peft", "lora", "--peft-path", str(tmp_path / "adapter")]
+    report = Report()
+    facts = student_facts(config_of(tiny, tmp_path, *flags).model, report)
+    reference = AutoModelForCausalLM.from_pretrained(tiny / "student")
+    reference = get_peft_model(reference, LoraConfig(r=2, target_modules=["q_proj"], **config))
+    assert facts.trainable == sum(p.numel() for p in reference.parameters() if p.requires_grad)
+    assert not report.warnings
+
+
+def test_a_base_of_another_name_is_warned_of(tiny, tmp_path):
+    save_adapter(tiny, tmp_path / "adapter")
+    edit_json(tmp_path / "adapter/adapter_config.json", base_model_name_or_path="org/student-chat")
+    base, report = AutoModelForCausalLM.from_pretrained(tiny / "student"), Report()
+    check_adapter_fits("--x", str(tmp_path / "adapter"), base, str(tiny / "student"), report)
+    assert "names its base org/student-chat" in report.warnings[0]
+
+
+# --- tokenizers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def teacher(tiny, tmp_path):
+    return shutil.copytree(tiny / "teacher", tmp_path / "models/teacher")
+
+
+def test_a_good_pair_has_no_warnings(tiny, rows, teacher):
+    assert warnings_of(tiny, rows, teacher=teacher) == ""
+
+
+def test_another_eos_is_warned_of(tiny, rows, teacher):
+    edit_json(teacher / "tokenizer_config.json", eos_token="<pad>")
+    assert "end with '<eos>' (1) for the student and with '<pad>' (0) for the teacher" in warnings_of(
+        tiny, rows, teacher=teacher
+    )
+
+
+def test_another_bos_is_warned_of(tiny, rows, teacher):
+    content = json.loads((teacher / "tokenizer.json").read_text())
+    special = {"<eos>": {"id": "<eos>", "ids": [1], "tokens": ["<eos>"]}}
+    single = [{"SpecialToken": {"id": "<eos>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": [*single, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": special,
+    }
+    (teacher / "tokenizer.json").write_text(json.dumps(content))
+    edit_json(teacher / "tokenizer_config.json", bos_token="<eos>")
+    assert "only the teacher's tokenizer starts a text with BOS" in warnings_of(tiny, rows, teacher=teacher)
+
+
+@pytest.mark.parametrize(
+    ("ends", "warned"), [([0, 1], False), (1, False), ([0, 2], True), (0, True)], ids=["list", "one", "others", "other"]
+)
+def test_a_generation_config_that_stops_elsewhere_is_warned_of(tiny, rows, tmp_path, ends, warned):
+    student = shutil.copytree(tiny / "student", tmp_path / "student")
+    edit_json(student / "generation_config.json", eos_token_id=ends)
+    assert ("generation_config.json stops at" in warnings_of(tmp_path, rows)) == warned
+
+
+def test_a_chat_teacher_is_warned_of_unless_it_was_trained_here(tiny, rows, teacher):
+    (teacher / "chat_template.jinja").write_text("{{ messages }}")
+    assert "is a chat model, and the student is a base model" in warnings_of(tiny, rows, teacher=teacher)
+    (teacher.parent / "args.json").write_text("{}")
+    assert warnings_of(tiny, rows, teacher=teacher) == ""
+
+
+def test_rows_with_prompts_of_their_own_may_be_a_chat(tiny, tmp_path, teacher):
+    (teacher / "chat_template.jinja").write_text("{{ messages }}")
+    (tmp_path / "train.jsonl").write_text('{"prompt": "<user> hi <bot>", "output": "hello"}\n')
+    assert warnings_of(tiny, tmp_path, teacher=teacher) == ""
+
+
+# --- vocabulary of a padded family -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def qwen(tiny, tmp_path_factory):
+    """Models with the head sizes of Qwen2.5 (151936 and 152064), and the tiny tokenizer; one has an added token more,
+    and embeddings that were resized for it."""
+    folder = tmp_path_factory.mktemp("qwen")
+    tokenizer = AutoTokenizer.from_pretrained(tiny / "student")
+    ids = {"eos_token_id": 1, "pad_token_id": 0, "bos_token_id": None}
+    for name, rows in (("small", 151936), ("large", 152064)):
+        torch.manual_seed(rows)
+        AutoModelForCausalLM.from_config(LlamaConfig(**QWEN, **ids, vocab_size=rows)).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    torch.manual_seed(0)
+    resized = AutoModelForCausalLM.from_config(LlamaConfig(**QWEN, **ids, vocab_size=len(tokenizer)))
+    tokenizer.add_tokens(["<extra>"], special_tokens=True)
+    resized.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    resized.save_pretrained(folder / "resized")
+    tokenizer.save_pretrained(folder / "resized")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "shared", "dropped"),
+    [
+        ("small", "large", 151936, 128),
+        ("large", "small", 151936, 0),
+        ("small", "small", 151936, 0),
+        ("resized", "small", None, None),
+        ("small", "resized", None, 1),
+    ],
+)
+def test_heads_of_different_sizes_share_their_first_ids(tiny, rows, qwen, student, teacher, shared, dropped):
+    vocabulary = len(AutoTokenizer.from_pretrained(tiny / "student"))
+    shared = shared or vocabulary
+    dropped = 151936 - vocabulary if dropped is None else dropped
+    report = examined(qwen, rows, teacher=qwen / teacher, student=student).report
+    assert not report.errors
+    facts = dict(report.facts)
+    assert facts["vocabulary"].startswith(f"{shared:,} ids shared")
+    assert (f"the teacher's last {dropped:,} are dropped" in facts["vocabulary"]) == (dropped > 0)
+    model = split(AutoModelForCausalLM.from_pretrained(qwen / teacher), shared)
+    assert dropped_ids(model) == dropped
+
+
+class Scaled(torch.nn.Module):
+    """A head that is no plain layer, so that the model's own logits are used."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.linear, self.weight = linear, linear.weight
+
+    def forward(self, hidden):
+        return 2 * self.linear(hidden)
+
+
+@pytest.mark.parametrize("kind", ["chunked", "the model's own logits"])
+@pytest.mark.parametrize("shared", [390, 300, 1])
+def test_dropped_mass_is_the_probability_of_the_ids_beyond_the_shared(tiny, kind, shared):
+    from data_utils.batches import Example, collate
+
+    model = AutoModelForCausalLM.from_pretrained(tiny / "teacher")
+    if kind != "chunked":
+        model.lm_head = Scaled(model.lm_head)
+    cut = split(model, shared)
+    assert cut.head.kind == kind
+    ids = torch.randint(400, (24,), generator=torch.Generator().manual_seed(0)).tolist()
+    batch = collate([Example(ids[:5], ids[5:12]), Example(ids[12:15], ids[15:])], 0, 64, packed=True)
+    with torch.no_grad():
+        wanted = sum(
+            model(torch.tensor([row])).logits[0, prompt - 1 : -1].softmax(-1)[:, shared:].sum().item()
+            for row, prompt in ((ids[:12], 5), (ids[12:], 3))
+        )
+    for chunk_bytes in (1, 5000, 10**9):
+        assert dropped_mass(cut, batch, chunk_bytes).item() == pytest.approx(wanted, rel=1e-4)
+    assert cut.head.vocabulary_size == shared
+
+
+# --- steps and data --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rows", "batch", "accumulation", "world"), [(37, 4, 2, 2), (8, 8, 1, 1), (5, 4, 1, 2)])
+def test_steps_are_those_of_the_plan(tiny, rows, batch, accumulation, world):
+    flags = ["--batch-size", str(batch), "--gradient-accumulation-steps", str(accumulation), "--num-epochs", "3"]
+    args, report = config_of(tiny, tiny, *flags).train, Report()
+    plan_steps(args, rows, Ranks(world, world), report)
+    plan = EpochPlan(np.ones(rows), np.ones(rows), batch, accumulation, world, 0)
+    assert report.facts[0][1].startswith(f"{len(plan)} an epoch, {3 * len(plan)} in all (3 of 3 epochs)")
+    assert bool(report.warnings) == (rows < batch * accumulation * world)
+
+
+def test_a_warm_up_without_an_end_is_warned_of(tiny):
+    report = Report()
+    plan_steps(config_of(tiny, tiny, "--warmup-iters", "30", "--total-iters", "20").train, 100, RANKS, report)
+    assert "so --lr 0.0005 is never reached" in report.warnings[0]
+
+
+def test_many_cut_rows_are_warned_of(tiny, tmp_path, rows):
+    long = {"instruction": "Say red.", "input": "stone " * 300, "output": "river " * 300}
+    (tmp_path / "train.jsonl").write_text(json.dumps(long) + "\n")
+    config = config_of(tiny, tmp_path, "--processed-data-dir", str(tmp_path / "cache"))
+    report = doctor.diagnose(config)
+    assert "train: 100% of the prompts are cut; raise --max-prompt-length" in report.warnings
+    assert any("so their ends and EOS are never learnt; raise --max-length" in warning for warning in report.warnings)
+    assert "1 prompts cut to --max-prompt-length 64, 1 responses to --max-length 128" in dict(report.facts)["train"]
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def facts(config, trainable=1.0) -> ModelFacts:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    count = model.num_parameters()
+    return ModelFacts("model", config, count, int(count * trainable), model.lm_head.weight.shape[0], trainable == 1)
+
+
+BILLION = ModelFacts("model", LlamaConfig(), 10**9, 10**9, 32000, True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "world", "device", "host"),
+    [
+        ({}, 4, {"weights": 4, "gradients": 4, "optimiser": 8}, {}),
+        ({"stage": 1, "bf16": True}, 4, {"weights": 2, "gradients": 2, "optimiser": 3, "ZeRO buckets": 0.2}, {}),
+        ({"stage": 2, "bf16": True}, 4, {"weights": 2, "gradients": 0.5, "optimiser": 3, "ZeRO buckets": 0.2}, {}),
+        ({"stage": 3, "bf16": True}, 4, {"weights": 0.5, "gradients": 0.5, "optimiser": 3, "ZeRO buckets": 0.2}, {}),
+        (
+            {"stage": 2, "bf16": True, "offload_optimizer": {"device": "cpu"}},
+            *(1, {"weights": 2, "gradients": 2}, {"optimiser": 12}),
+        ),
+    ],
+)
+def test_memory_is_counted_by_stage_dtype_and_ranks(tiny, settings, world, device, host):
+    half = settings.pop("bf16", False)
+    deepspeed = {"zero_optimization": settings | {"reduce_bucket_size": 50_000_000}, "bf16": {"enabled": half}}
+    plan = memory_plan(config_of(tiny, tiny), deepspeed, BILLION, None, 1000, Ranks(world, world))
+    assert plan.device == {name: n * 10**9 for name, n in device.items()}
+    assert {name: n for name, n in plan.host.items() if name != "loading"} == {n: 10**9 * b for n, b in host.items()}
+
+
+SIZES = {"vocab_size": 500, "num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 64}
+MODELS = {
+    "llama": LlamaConfig(**SIZES, intermediate_size=172, num_key_value_heads=2),
+    "qwen2": Qwen2Config(**SIZES, intermediate_size=172, num_key_value_heads=4),
+    "gpt2": GPT2Config(vocab_size=500, n_layer=3, n_head=4, n_embd=64, resid_pdrop=0, attn_pdrop=0, embd_pdrop=0),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_activations_are_about_what_autograd_keeps(name, checkpointing, dtype):
+    config = MODELS[name]
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype).train()
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    tokens = torch.randint(500, (4, 128))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+    found = sum(kept.values())
+    del output
+    estimate = activation_bytes(facts(config), tokens.numel(), dtype.itemsize, checkpointing)
+    if checkpointing:  # the backward makes one layer again at a time, which the forward does not show
+        estimate -= activation_bytes(facts(config), tokens.numel(), dtype.itemsize, False) / 3
+    assert 0.5 < found / estimate < 1.5
+
+
+def test_the_fullest_batch_is_between_the_mean_and_the_longest():
+    lengths = np.array([10] * 90 + [100] * 10)
+    assert 8 * lengths.mean() < fullest_batch(lengths, 8, 0) <= 800
+    assert fullest_batch(lengths, 1000, 0) == lengths.sum()
+
+
+def test_what_cannot_fit_is_refused_and_what_may_not_is_warned_of(tiny, rows, monkeypatch):
+    def plan(free):
+        monkeypatch.setattr(plans, "host_memory", lambda: free)
+        found = examined(tiny, rows)
+        found.plan(*doctor.load_data(found.config))
+        return found.report
+
+    needed = 16 * examined(tiny, rows).student.parameters  # fp32: weights, gradients, two moments
+    assert any(error.startswith("memory: weights, gradients, optimiser") for error in plan(needed - 1).errors)
+    report = plan(needed + 1000)
+    assert not report.errors and any(warning.startswith("memory may run out: about") for warning in report.warnings)
+    assert not any("memory" in line for line in plan(10**12).warnings)
+
+
+def test_the_memory_of_a_container_counts(monkeypatch):
+    free = plans.host_memory()
+    texts = {"/sys/fs/cgroup/memory.max": "5000\n", "/sys/fs/cgroup/memory.current": "2000\n"}
+    monkeypatch.setattr(plans.Path, "is_file", lambda path: str(path) in texts)
+    monkeypatch.setattr(plans.Path, "read_text", lambda path: texts[str(path)])
+    assert plans.host_memory() == 3000
+    texts["/sys/fs/cgroup/memory.max"] = "max"
+    assert plans.host_memory() > free / 2
+
+
+@pytest.mark.parametrize(("processes", "devices"), [(1, 0), (2, 1), (8, 4)])
+def test_more_processes_than_gpus_are_refused_on_every_rank(monkeypatch, processes, devices):
+    accelerator = SimpleNamespace(device_name=lambda *_: "cuda", device_count=lambda: devices)
+    monkeypatch.setattr(engine, "get_accelerator", lambda: accelerator)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    for rank in range(processes):
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        with pytest.raises(ValueError, match=f"^{processes} processes on a machine with {devices} visible"):
+            engine.init_distributed()
+
+
+# --- disk ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "checkpoints"),
+    [
+        (["--num-epochs", "10"], 2),
+        (["--num-epochs", "1"], 1),
+        (["--num-epochs", "10", "--save-interval", "5", "--keep-best-n-checkpoints", "9"], 2),
+        (["--num-epochs", "10", "--keep-best-n-checkpoints", "-1"], 10),
+    ],
+)
+def test_the_disk_holds_the_checkpoints_and_two_resume_states(tiny, rows, tmp_path, flags, checkpoints, monkeypatch):
+    config, report = config_of(tiny, rows, "--save-dir", str(tmp_path), *flags), Report()
+    student = student_facts(config.model, report)
+    real = (tiny / "student" / MODEL).stat().st_size
+    needed = checkpoints * 4 * student.parameters + 2 * 12 * student.parameters
+    assert 4 * student.parameters == pytest.approx(real, rel=0.05)
+    for free, refused in ((needed, False), (needed - 1, True)):
+        monkeypatch.setattr(plans.shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        report = Report()
+        with report.check():
+            plan_disk(config, check(config)[1], student, report)
+        assert bool(report.errors) == refused
+    assert f"{checkpoints} checkpoints of {size(4 * student.parameters)}" in report.errors[0]
+
+
+def test_checking_a_folder_leaves_nothing_behind(tmp_path):
+    assert check_writable(tmp_path / "a/b/c") == tmp_path
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="--save-dir /proc/run: cannot be written"):
+        check_writable(plans.Path("/proc/run"))
+
+
+# --- probes and report -----------------------------------------------------------------------------------------------
+
+OPT = OPTConfig(**SIZES, ffn_dim=128, word_embed_proj_dim=64, max_position_embeddings=128)
+
+
+@pytest.mark.parametrize(("name", "packs"), [*((name, True) for name in MODELS), ("opt", False)])
+def test_the_probes_of_the_doctor_find_what_training_finds(tiny, rows, name, packs):
+    model = facts(OPT if name == "opt" else MODELS[name])
+    report = Report()
+    probe("--model-path", model, config_of(tiny, rows), report)
+    assert ("can be packed, head chunked" in report.facts[0][1]) == packs
+    assert ("ignores position_ids" in " ".join(report.warnings)) == (not packs)
+
+
+def test_the_report_is_readable():
+    report = Report()
+    report.fact("student", "word " * 60)
+    report.warn("beware")
+    with report.check():
+        raise ValueError("first\nsecond")
+    lines = str(report).splitlines()
+    assert max(map(len, lines)) <= 120 and lines[0] == "preflight"
+    assert [line.split()[0] for line in lines[-3:]] == ["warning:", "error:", "error:"]
+    with pytest.raises(ValueError, match=r"^first\nsecond$"):
+        report.stop_on_errors()
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(1500, "1.5 kB"), (255e6, "255 MB"), (1.56e9, "1.56 GB"), (5e12, "5 TB"), (6e15, "6,000 TB")]
+)
+def test_sizes(count, text):
+    assert size(count) == text
+
+
+def test_the_doctor_reports_and_writes_nothing(tiny, rows, tmp_path, teacher, capsys):
+    argv = ["--model-path", str(tiny / "student"), "--teacher-model-path", str(teacher), "--data-dir", str(rows)]
+    argv += ["--kd-objective", "todi", "--save-dir", str(tmp_path / "run"), "--max-length", "128"]
+    argv += ["--max-prompt-length", "64", "--processed-data-dir", str(tmp_path / "cache")]
+    with pytest.raises(SystemExit) as end:
+        doctor.main(argv)
+    assert end.value.code == 0
+    report = capsys.readouterr().out
+    for name in "student teacher tokenizer vocabulary disk train dev steps memory probes".split():
+        assert re.search(f"^  {name} ", report, re.MULTILINE), name
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_doctor_names_all_that_is_wrong(tiny, rows, tmp_path, teacher, capsys):
+    save_adapter(tiny, tmp_path / "adapter")
+    argv = ["--model-path", str(tiny / "student"), "--teacher-model-path", str(teacher), "--data-dir", str(rows)]
+    argv += ["--kd-objective", "todi", "--teacher-peft-path", str(tmp_path / "adapter")]
+    argv += ["--keep-best-n-checkpoints", "-1", "--num-epochs", "999999999999", "--eval-gen", "--max-length", "900"]
+    with pytest.raises(SystemExit) as end:
+        doctor.main(argv)
+    assert end.value.code == 2
+    report = capsys.readouterr().out
+    for part in ("does not fit", "the disk is too small", "512 positions; lower it"):
+        assert part in " ".join(report.split())
+    with pytest.raises(SystemExit) as end:
+        doctor.main([*argv, "--model-path", "nowhere/at/all", "--data-dir", "nowhere"])
+    assert end.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("error: ")] == ["--model-path", "--data-dir"]
+
+
+def test_a_skeleton_counts_as_the_model_does(tiny, rows):
+    for name in ("student", "student_tied"):
+        model = AutoModelForCausalLM.from_pretrained(tiny / name)
+        found = student_facts(config_of(tiny, rows, student=name).model, Report())
+        assert (found.parameters, found.head_rows) == (model.num_parameters(), model.lm_head.weight.shape[0])
+        assert found.config.to_dict() == AutoConfig.from_pretrained(tiny / name).to_dict()
