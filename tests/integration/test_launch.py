@@ -8,9 +8,15 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from arguments import parse_train_arguments
-from distillation import check
 from integration.launch import run, torchrun
+from preflight.checks import check
 
+SECRETS = {
+    "HF_TOKEN": "hf_a-secret-of-the-hub",
+    "WANDB_API_KEY": "another-secret",
+    "AWS_SECRET_ACCESS_KEY": "a-third/secret",
+    "MY_PASSWORD": "correct-horse-battery",
+}
 DEEPSPEED = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "1", "--master_port", "29731"]
 
 
@@ -26,8 +32,12 @@ def flags(tiny, rows, out) -> list[str]:
     "launcher", [[sys.executable], torchrun(2), DEEPSPEED], ids=["python", "torchrun", "deepspeed"]
 )
 def test_every_launcher_trains_and_saves(tiny, rows, tmp_path, launcher):
-    done = run([*launcher, *flags(tiny, rows, tmp_path / "run"), "--criterion", "cross_entropy", "--model-type", "x"])
+    words = [*flags(tiny, rows, tmp_path / "run"), "--criterion", "cross_entropy", "--model-type", "x"]
+    done = run([*launcher, *words], **SECRETS)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    written = [path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    for output in (done.stdout.encode(), done.stderr.encode(), *written):
+        assert not any(secret.encode() in output for secret in SECRETS.values()), "a secret of the environment"
     (checkpoint,) = (tmp_path / "run").glob("epoch*_step*_loss*_rougel*")
     AutoModelForCausalLM.from_pretrained(checkpoint)
     log = (tmp_path / "run/train.log").read_text()

@@ -8,6 +8,7 @@ import json
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -546,6 +547,23 @@ def test_command_runs_from_anywhere_with_spaces_in_paths(copied_repository, tmp_
     for _, _, flags in printed:
         config = parse_train_arguments(flags)
         assert (config.train.save_dir, config.train.seed) == ("an output", 3)
+
+
+def test_a_taken_port_is_refused_before_the_launcher_starts(copied_repository):
+    with socket.socket() as other_run:
+        other_run.bind(("127.0.0.1", 0))
+        other_run.listen()
+        port = other_run.getsockname()[1]
+        result = run_script(copied_repository / GPT2_SFT, GPUS=2, DEVICE="cpu", MASTER_PORT=port)
+    assert result.returncode == 1
+    assert f"MASTER_PORT={port}: another process has it; set it to a free port" in result.stderr
+
+
+@pytest.mark.parametrize("gpus", [1, 4])
+def test_the_doctor_gets_the_flags_of_the_run(gpus):
+    launcher, entry, flags = dry_run(GPT2_KD, DOCTOR=1, GPUS=gpus)
+    assert launcher == ["env", f"WORLD_SIZE={gpus}", f"LOCAL_WORLD_SIZE={gpus}", sys.executable]
+    assert (entry, flags) == ("code/doctor.py", dry_run(GPT2_KD, GPUS=gpus)[2])
 
 
 def test_failure_of_the_command_is_the_failure_of_the_script(copied_repository):

@@ -93,9 +93,8 @@ def test_a_pickle_is_never_opened(tiny, tmp_path):
         ValueError, match=r"--model-path .*: pytorch_model.bin but no model.safetensors; .* convert them"
     ):
         load_checkpoint(str(tmp_path))
-    for load in (lambda: load_student(ModelArguments(str(tmp_path)), torch.float32),):
-        with pytest.raises(ValueError, match="safetensors"):  # past the checks, Transformers refuses it too
-            load()
+    with pytest.raises(ValueError, match="safetensors"):  # past the checks, Transformers refuses it too
+        load_student(ModelArguments(str(tmp_path)), torch.float32)
     assert not (tmp_path / "exploded").exists()
 
 
@@ -182,7 +181,7 @@ def test_an_adapter_remembers_the_revision_of_its_base(hub, tmp_path, monkeypatc
 
 
 def test_a_revision_of_a_folder_is_refused(tiny):
-    with pytest.raises(ValueError, match="--model-revision v1: .* is a folder, which has no revisions; drop the flag"):
+    with pytest.raises(ValueError, match=r"--model-revision v1: .* is a folder, which has no revisions; drop"):
         load_checkpoint(str(tiny / "student"), revision="v1")
 
 
