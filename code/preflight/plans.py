@@ -93,8 +93,8 @@ def plan_steps(args: TrainArguments, lengths: np.ndarray, ranks: Ranks, report: 
     )
     report.fact(
         "steps",
-        f"{of_epoch:,} an epoch, {total:,} in all ({total / of_epoch:.3g} of {args.num_epochs} epochs); {of_step:,} "
-        f"rows a step: {product}",
+        f"{of_epoch:,} an epoch, {total:,} in all ({round(total / of_epoch, 2):,g} of {args.num_epochs:,} epochs); "
+        f"{of_step:,} rows a step: {product}",
     )
     if of_step > rows:
         report.warn(
@@ -187,30 +187,39 @@ def plan_memory(
     tokens = args.tokens_per_micro_batch or fullest_batch(lengths, args.batch_size, args.seed)
     plan = memory_plan(config, settings, student, teacher, tokens, ranks)
     on_cpu = get_accelerator().device_name() == "cpu"
+    host_free = host_memory() // ranks.of_node
+    counted, estimated = plan.device, plan.estimated
+    if on_cpu:  # offloading is from memory to the same memory
+        counted = counted | plan.host
+        estimated = estimated | {"libraries": psutil.Process().memory_info().rss}
+    needed, about = sum(counted.values()), sum(estimated.values())
+    free = host_free if on_cpu else get_accelerator().available_memory()
+    report.fact(
+        "memory",
+        f"a rank needs {size(needed)} ({_listed(counted)}) and about {size(about)} ({_listed(estimated)}) of the "
+        f"{size(free)} that are free for it; the fullest micro-batch has {tokens:,} tokens",
+    )
+    if not on_cpu:
+        report.fact("", f"and on the host {_listed(plan.host)} of the {size(host_free)} that are free for it")
     remedy = (
         "--gradient-checkpointing; a smaller --batch-size with more --gradient-accumulation-steps; a smaller "
         "--loss-chunk-mb; a higher ZeRO stage or offload in --deepspeed_config; --peft lora"
     )
-    host_needed, host_free = sum(plan.host.values()), host_memory() // ranks.of_node
-    needed = sum(plan.device.values()) + (host_needed if on_cpu else 0)
-    free = host_free if on_cpu else get_accelerator().available_memory()
-    place = f"of this machine's memory, for each of its {ranks.of_node} ranks" if on_cpu else "of the device's memory"
-    about = sum(plan.estimated.values())
-    report.fact(
-        "memory",
-        f"{size(needed)} and about {size(about)} more of {size(free)} {place}: "
-        + ", ".join(f"{name} {size(n)}" for name, n in (plan.device | (plan.host if on_cpu else {})).items())
-        + "; about "
-        + ", ".join(f"{name} {size(n)}" for name, n in plan.estimated.items())
-        + f" (fullest micro-batch: {tokens:,} tokens)",
-    )
-    if not on_cpu:
-        report.fact("", f"host: {size(host_needed)} of {size(host_free)} a rank: {', '.join(plan.host)}")
-    if needed > free or (not on_cpu and host_needed > host_free):
-        where = f"{size(needed)} {place}, of which {size(free)} are free" if needed > free else "host memory"
-        raise ValueError(f"memory: weights, gradients, optimiser and teacher need {where}; {remedy}")
+    for place, least, there in (
+        ("memory", needed, free),
+        ("host memory", 0 if on_cpu else sum(plan.host.values()), host_free),
+    ):
+        if least > there:
+            raise ValueError(
+                f"{place}: weights, gradients, optimiser and teacher need {size(least)} a rank, and {size(there)} are "
+                f"free; {remedy}"
+            )
     if needed + about > free:
         report.warn(f"memory may run out: about {size(needed + about)} are needed and {size(free)} free; {remedy}")
+
+
+def _listed(parts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {size(n)}" for name, n in parts.items())
 
 
 def fullest_batch(lengths: np.ndarray, batch_size: int, seed: int) -> int:

@@ -41,12 +41,13 @@ def student_facts(args: ModelArguments, report: Report) -> ModelFacts:
 
 
 def teacher_facts(args: TeacherArguments, trust_remote_code: bool, report: Report) -> ModelFacts:
-    """Raises ValueError if the files do not make the model, or --teacher-peft-path does not fit it."""
+    """Raises ValueError if the files do not make the model; an adapter that does not fit is an error of the report."""
     path = args.teacher_model_path
     model = _skeleton("--teacher-model-path", path, trust_remote_code, args.teacher_revision)
     facts = _facts(path, model.requires_grad_(False))  # the adapter will be merged
     if args.teacher_peft_path is not None:
-        check_adapter_fits("--teacher-peft-path", args.teacher_peft_path, model, path, report)
+        with report.check():
+            check_adapter_fits("--teacher-peft-path", args.teacher_peft_path, model, path, report)
     return facts
 
 
