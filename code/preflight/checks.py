@@ -9,11 +9,12 @@ from arguments import TrainConfig
 from criterions import Criterion, build_criterion
 from data_utils.dataset import InstructionDataset
 from models.files import check_adapter_path, check_model_path, check_revision
-from preflight.plans import Ranks, check_positions, plan_data, plan_disk, plan_memory, plan_steps
+from preflight.plans import Ranks, check_positions, plan_cache, plan_data, plan_disk, plan_memory, plan_steps
 from preflight.report import Report
 from preflight.skeleton import ModelFacts, student_facts, teacher_facts
 from preflight.tokens import check_tokenizers
 from training.engine import read_deepspeed_config, training_dtype
+from training.teachers import teacher_dtype
 
 
 def check(config: TrainConfig) -> tuple[Criterion, dict]:
@@ -98,13 +99,18 @@ class Examination:
         longest = max(data.lengths.max() for data in (train, dev) if data is not None)
         with report.check():
             check_positions(config, int(longest), models)
-        plan_steps(config.train, train.lengths, self.ranks, report)
+        plan_steps(config, train, self.ranks, report)
+        if self.teacher is not None:
+            with report.check():
+                tokens = sum(int(data.responses.sum()) for data in (train, dev) if data is not None)
+                plan_cache(config, self.settings, self.teacher, tokens, report)
         if self.student is not None:
             with report.check():
                 plan_memory(config, self.settings, self.student, self.teacher, train.lengths, self.ranks, report)
 
     def _describe(self, name: str, model: ModelFacts) -> None:
-        dtype = str(training_dtype(self.settings)).removeprefix("torch.")
+        dtype = training_dtype(self.settings)
+        dtype = str(dtype if name == "student" else teacher_dtype(self.config, dtype)).removeprefix("torch.")
         trainable = "all" if model.trainable == model.parameters else f"{model.trainable:,}"
         of_student = f", {trainable} trainable" if name == "student" else ""
         self.report.fact(

@@ -15,12 +15,13 @@ import psutil
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from arguments import TrainArguments, TrainConfig
+from arguments import TrainConfig
 from data_utils.batches import EpochPlan
 from data_utils.dataset import InstructionDataset
 from preflight.report import Report, size
 from preflight.skeleton import ModelFacts
 from training.engine import training_dtype
+from training.teachers import teacher_dtype
 
 FP32 = 4
 ADAM = 2 * FP32  # two moments
@@ -79,24 +80,32 @@ def check_positions(config: TrainConfig, longest: int, models: list[ModelFacts])
             raise ValueError(f"--max-length {config.data.max_length}: {model.path} has {positions} positions; lower it")
 
 
-def plan_steps(args: TrainArguments, lengths: np.ndarray, ranks: Ranks, report: Report) -> None:
+def plan_steps(config: TrainConfig, train: InstructionDataset, ranks: Ranks, report: Report) -> None:
     """Steps, epochs, warm-up."""
-    shape = (args.batch_size, args.gradient_accumulation_steps, ranks.world, args.seed, args.tokens_per_micro_batch)
-    rows, of_epoch = len(lengths), len(EpochPlan(lengths, lengths, *shape))
-    flag, of_step = "--batch-size", args.batch_size * args.gradient_accumulation_steps * ranks.world
-    if args.tokens_per_micro_batch:
-        flag, of_step = "--tokens-per-micro-batch", -(-rows // of_epoch)
-    micro_batch = args.tokens_per_micro_batch or args.batch_size
-    total = min(of_epoch * args.num_epochs, args.total_iters or of_epoch * args.num_epochs)
-    product = (
-        f"{flag} {micro_batch} x --gradient-accumulation-steps {args.gradient_accumulation_steps} x {ranks.world} ranks"
+    args, rows = config.train, len(train.lengths)
+    plan = EpochPlan(
+        lengths=train.lengths,
+        responses=train.responses,
+        batch_size=args.batch_size,
+        accumulation_steps=args.gradient_accumulation_steps,
+        world_size=ranks.world,
+        seed=args.seed,
+        tokens_per_micro_batch=args.tokens_per_micro_batch,
+        layout="packed" if config.data.packing else "padded",
     )
+    of_epoch = len(plan)
+    total = min(of_epoch * args.num_epochs, args.total_iters or of_epoch * args.num_epochs)
+    micro_batch = f"--batch-size {args.batch_size}"
+    if args.tokens_per_micro_batch is not None:
+        micro_batch = f"--tokens-per-micro-batch {args.tokens_per_micro_batch}"
+    micro_batches = f"--gradient-accumulation-steps {args.gradient_accumulation_steps} x {ranks.world} ranks"
     report.fact(
         "steps",
         f"{of_epoch:,} an epoch, {total:,} in all ({round(total / of_epoch, 2):,g} of {args.num_epochs:,} epochs); "
-        f"{of_step:,} rows a step: {product}",
+        f"a step: {micro_batch} x {micro_batches}",
     )
-    if of_step > rows:
+    of_step = args.batch_size * plan.micro_batches_per_step
+    if args.tokens_per_micro_batch is None and of_step > rows:
         report.warn(
             f"a step would take {of_step:,} rows, and there are {rows:,}: lower --batch-size, or use fewer ranks"
         )
@@ -134,7 +143,7 @@ def memory_plan(
         "weights": student.parameters * width // (world if stage == 3 else 1),
         "gradients": gradient // (world if stage >= 2 else 1),
         "optimiser": states // (world if stage >= 1 else 1),
-        "teacher": teacher.parameters * width if teacher else 0,
+        "teacher": teacher_bytes(config, teacher, dtype, world if stage == 3 else 1) if teacher else 0,
         "ZeRO buckets": 2 * width * zero.get("reduce_bucket_size", 500_000_000) if stage and world > 1 else 0,
     }
     parts["ZeRO buckets"] = min(parts["ZeRO buckets"], 2 * width * student.trainable)
@@ -155,6 +164,14 @@ def memory_plan(
         + (student.head_rows * student.text_config.hidden_size * FP32 if student.head_trains else 0),
     }
     return MemoryPlan({name: n for name, n in parts.items() if n}, host, estimated)
+
+
+def teacher_bytes(config: TrainConfig, teacher: ModelFacts, of_student: torch.dtype, shares: int) -> int:
+    """The teacher, of which a cache leaves the head; under ZeRO-3 a live one is sharded among the ranks."""
+    width = teacher_dtype(config, of_student).itemsize
+    if config.teacher.teacher_cache is not None:
+        return teacher.head_rows * teacher.text_config.hidden_size * width
+    return teacher.parameters * width // shares
 
 
 def activation_bytes(model: ModelFacts, tokens: int, width: int, checkpointing: bool) -> int:
@@ -183,8 +200,8 @@ def plan_memory(
     report: Report,
 ) -> None:
     """Raises ValueError if what can be counted does not fit; warns if the estimate does not."""
-    args = config.train
-    tokens = args.tokens_per_micro_batch or fullest_batch(lengths, args.batch_size, args.seed)
+    tokens = config.train.tokens_per_micro_batch
+    tokens = tokens or fullest_batch(lengths, config.train.batch_size, config.train.seed)
     plan = memory_plan(config, settings, student, teacher, tokens, ranks)
     on_cpu = get_accelerator().device_name() == "cpu"
     host_free = host_memory() // ranks.of_node
@@ -214,6 +231,10 @@ def plan_memory(
                 f"{place}: weights, gradients, optimiser and teacher need {size(least)} a rank, and {size(there)} are "
                 f"free; {remedy}"
             )
+    if teacher and config.teacher.teacher_cache is not None:
+        whole = teacher.parameters * teacher_dtype(config, training_dtype(settings)).itemsize
+        if whole > free:
+            report.warn(f"--teacher-cache: while it is filled, the whole teacher's {size(whole)} have to fit")
     if needed + about > free:
         report.warn(f"memory may run out: about {size(needed + about)} are needed and {size(free)} free; {remedy}")
 
@@ -269,7 +290,18 @@ def plan_disk(config: TrainConfig, settings: dict, student: ModelFacts, report: 
         )
 
 
-def check_writable(folder: Path) -> Path:
+def plan_cache(config: TrainConfig, settings: dict, teacher: ModelFacts, response_tokens: int, report: Report) -> None:
+    """The teacher cache, if all rows are still missing; what is there already is known only when it is read."""
+    if config.teacher.teacher_cache is None:
+        return
+    folder = Path(config.teacher.teacher_cache)
+    free = shutil.disk_usage(check_writable(folder, "--teacher-cache")).free
+    width = teacher_dtype(config, training_dtype(settings)).itemsize
+    needed = response_tokens * teacher.text_config.hidden_size * width
+    report.fact("cache", f"at most {size(needed)} of {size(free)} for {response_tokens:,} response tokens in {folder}")
+
+
+def check_writable(folder: Path, flag: str = "--save-dir") -> Path:
     """The first folder on the way up that exists. Raises ValueError if nothing can be written there."""
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     try:
@@ -279,5 +311,5 @@ def check_writable(folder: Path) -> Path:
             pass
     except OSError as error:
         reason = error.strerror or error
-        raise ValueError(f"--save-dir {folder}: cannot be written ({reason}); pass a folder that can") from None
+        raise ValueError(f"{flag} {folder}: cannot be written ({reason}); pass a folder that can") from None
     return existing

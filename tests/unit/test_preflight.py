@@ -27,13 +27,13 @@ from arguments import parse_train_arguments
 from data_utils.batches import EpochPlan
 from models.files import MODEL, read_shapes
 from models.probes import split
-from models.vocabulary import dropped_ids, dropped_mass
 from preflight import plans
 from preflight.checks import Examination, check
 from preflight.plans import Ranks, activation_bytes, check_writable, fullest_batch, memory_plan, plan_disk, plan_steps
 from preflight.probe import probe
 from preflight.report import Report, size
 from preflight.skeleton import ModelFacts, check_adapter_fits, student_facts
+from teacher import LiveTeacher, dropped_mass
 from training import engine
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -220,7 +220,7 @@ def test_heads_of_different_sizes_share_their_first_ids(tiny, rows, qwen, studen
     assert facts["vocabulary"].startswith(f"{shared:,} ids shared")
     assert (f"the teacher's last {dropped:,} are dropped" in facts["vocabulary"]) == (dropped > 0)
     model = split(AutoModelForCausalLM.from_pretrained(qwen / teacher), shared)
-    assert dropped_ids(model) == dropped
+    assert model.head.whole_size - model.head.vocabulary_size == dropped
 
 
 class Scaled(torch.nn.Module):
@@ -245,14 +245,14 @@ def test_dropped_mass_is_the_probability_of_the_ids_beyond_the_shared(tiny, kind
     cut = split(model, shared)
     assert cut.head.kind == kind
     ids = torch.randint(400, (24,), generator=torch.Generator().manual_seed(0)).tolist()
-    batch = collate([Example(ids[:5], ids[5:12]), Example(ids[12:15], ids[15:])], 0, 64, packed=True)
+    batch = collate([Example(ids[:5], ids[5:12]), Example(ids[12:15], ids[15:])], 0, 64, "packed")
     with torch.no_grad():
         wanted = sum(
             model(torch.tensor([row])).logits[0, prompt - 1 : -1].softmax(-1)[:, shared:].sum().item()
             for row, prompt in ((ids[:12], 5), (ids[12:], 3))
         )
     for chunk_bytes in (1, 5000, 10**9):
-        assert dropped_mass(cut, batch, chunk_bytes).item() == pytest.approx(wanted, rel=1e-4)
+        assert dropped_mass(LiveTeacher(cut), batch, chunk_bytes).item() == pytest.approx(wanted, rel=1e-4)
     assert cut.head.vocabulary_size == shared
 
 
@@ -262,16 +262,18 @@ def test_dropped_mass_is_the_probability_of_the_ids_beyond_the_shared(tiny, kind
 @pytest.mark.parametrize(("rows", "batch", "accumulation", "world"), [(37, 4, 2, 2), (8, 8, 1, 1), (5, 4, 1, 2)])
 def test_steps_are_those_of_the_plan(tiny, rows, batch, accumulation, world):
     flags = ["--batch-size", str(batch), "--gradient-accumulation-steps", str(accumulation), "--num-epochs", "3"]
-    args, report = config_of(tiny, tiny, *flags).train, Report()
-    plan_steps(args, rows, Ranks(world, world), report)
-    plan = EpochPlan(np.ones(rows), np.ones(rows), batch, accumulation, world, 0)
+    config, report = config_of(tiny, tiny, *flags), Report()
+    data = SimpleNamespace(lengths=np.full(rows, 9), responses=np.full(rows, 3))
+    plan_steps(config, data, Ranks(world, world), report)
+    plan = EpochPlan(data.lengths, data.responses, batch, accumulation, world, 0)
     assert report.facts[0][1].startswith(f"{len(plan)} an epoch, {3 * len(plan)} in all (3 of 3 epochs)")
     assert bool(report.warnings) == (rows < batch * accumulation * world)
 
 
 def test_a_warm_up_without_an_end_is_warned_of(tiny):
     report = Report()
-    plan_steps(config_of(tiny, tiny, "--warmup-iters", "30", "--total-iters", "20").train, 100, RANKS, report)
+    data = SimpleNamespace(lengths=np.full(100, 9), responses=np.full(100, 3))
+    plan_steps(config_of(tiny, tiny, "--warmup-iters", "30", "--total-iters", "20"), data, RANKS, report)
     assert "so --lr 0.0005 is never reached" in report.warnings[0]
 
 
@@ -317,6 +319,39 @@ def test_memory_is_counted_by_stage_dtype_and_ranks(tiny, settings, world, devic
     plan = memory_plan(config_of(tiny, tiny), deepspeed, BILLION, None, 1000, Ranks(world, world))
     assert plan.device == {name: n * 10**9 for name, n in device.items()}
     assert {name: n for name, n in plan.host.items() if name != "loading"} == {n: 10**9 * b for n, b in host.items()}
+
+
+@pytest.mark.parametrize(
+    ("flags", "stage", "taken"),
+    [
+        ([], 0, 2),
+        ([], 3, 0.5),
+        (["--teacher-dtype", "float32"], 0, 4),
+        (["--teacher-cache", "cache"], 0, 2 * 32000 * 4096 / 10**9),
+    ],
+)
+def test_the_teacher_is_whole_sharded_or_only_its_head(tiny, flags, stage, taken):
+    config = config_of(tiny, tiny, "--teacher-model-path", "t", "--kd-objective", "todi", *flags)
+    deepspeed = {"zero_optimization": {"stage": stage}, "bf16": {"enabled": True}}
+    plan = memory_plan(config, deepspeed, BILLION, BILLION, 1000, Ranks(4, 4))
+    assert plan.device["teacher"] == int(taken * 10**9)
+
+
+def test_the_cache_of_the_teacher_is_planned(tiny, rows, tmp_path, teacher):
+    found = examined(tiny, rows, "--teacher-cache", str(tmp_path / "cache"), teacher=teacher)
+    train, dev = doctor.load_data(found.config)
+    found.plan(train, dev)
+    tokens = int(train.responses.sum() + dev.responses.sum())
+    assert dict(found.report.facts)["cache"].startswith(f"at most {size(4 * 48 * tokens)} of ")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_steps_of_a_token_budget_are_those_of_the_plan(tiny):
+    data, report = SimpleNamespace(lengths=np.arange(10, 110), responses=np.full(100, 3)), Report()
+    plan_steps(config_of(tiny, tiny, "--tokens-per-micro-batch", "256"), data, Ranks(2, 2), report)
+    plan = EpochPlan(data.lengths, data.responses, 8, 1, 2, 0, tokens_per_micro_batch=256)
+    assert report.facts[0][1].startswith(f"{len(plan)} an epoch")
+    assert "--tokens-per-micro-batch 256 x" in report.facts[0][1]
 
 
 SIZES = {"vocab_size": 500, "num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 64}
