@@ -104,7 +104,7 @@ def options_of(group: type, field: dataclasses.Field) -> list[str]:
 
 def base_type(annotation: object) -> object:
     """`int | None` and `list[int]` -> int; a Literal stays."""
-    if isinstance(annotation, types.UnionType):
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
         annotation = next(part for part in typing.get_args(annotation) if part is not type(None))
     return typing.get_args(annotation)[0] if typing.get_origin(annotation) is list else annotation
 
