@@ -291,15 +291,29 @@ class TrainArguments:
     log_interval: int = field(default=10, metadata={"help": "Steps between log lines."})
     keep_best_n_checkpoints: int = field(default=1, metadata={"help": "Checkpoints that stay; -1: all."})
     eval_gen: bool = field(default=False, metadata={"help": "Also generate for dev; ROUGE-L then ranks checkpoints."})
+    resume: str = field(
+        default="auto",
+        metadata={
+            "help": "auto: continue the run in --save-dir where there is one; never: start over, and move what is "
+            "there to previous/; or the folder of a run to start from."
+        },
+    )
+    resume_interval: int = field(
+        default=500, metadata={"help": "Steps between saves of the resume state; 0: at the ends of epochs only."}
+    )
+    max_bad_steps: int = field(
+        default=3, metadata={"help": "Stop after so many steps in a row whose loss or gradient is not finite."}
+    )
     deepspeed_config: str | None = field(
         default=None, metadata={"help": "DeepSpeed's JSON file (ZeRO stage, dtype); default: ZeRO-0 in fp32."}
     )
 
     def __post_init__(self):
         _positive(self, "batch_size", "gradient_accumulation_steps", "eval_batch_size", "num_epochs", "lr")
-        _positive(self, "log_interval")
+        _positive(self, "log_interval", "max_bad_steps")
         tokens = self.tokens_per_micro_batch
         _require(tokens is None or tokens > 0, "tokens_per_micro_batch", tokens, "pass a number of tokens")
+        _require(self.resume_interval >= 0, "resume_interval", self.resume_interval, "pass 0 or more steps")
         for name in ("save_interval", "eval_interval"):
             value = getattr(self, name)
             _require(value == -1 or value > 0, name, value, "pass a number of epochs, or -1 for each")

@@ -4,8 +4,9 @@
         --kd-objective todi --save-dir outputs/run
 
 Starts under `deepspeed`, under `torchrun`, or plainly with `python` for one process. Writes `epoch*/` checkpoints,
-`args.json`, `train.log`, `metrics.jsonl` and `dev_metrics.jsonl` into --save-dir. Exit code 2, on every rank: the input
-is wrong, and the message says which flag and what to do. `code/doctor.py` makes the same checks and trains nothing.
+`args.json`, `train.log`, `metrics.jsonl`, `dev_metrics.jsonl` and `resume/` into --save-dir; the same command continues
+a run that was cut off. Exit code 2, on every rank: the input is wrong, and the message says which flag and what to do;
+the other codes are in docs/reliability.md. `code/doctor.py` makes the same checks and trains nothing.
 """
 
 import json
@@ -21,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from arguments import DataArguments, TrainArguments, TrainConfig, parse_train_arguments
 from criterions import Criterion
+from data_utils.atomic import WriteError, write_text
 from data_utils.batches import EpochPlan, Layout
 from data_utils.dataset import InstructionDataset, load_instruction_data, read_rows
 from distiller import Distiller
@@ -38,9 +40,12 @@ from training.engine import (
     seed_everything,
     training_dtype,
 )
+from training.guard import Diverged
 from training.loop import Data, Trainer, total_steps
 from training.metrics import Metrics, build_logger
 from training.ranks import USER_ERRORS, is_first_of_node, show_error, together
+from training.resume import open_resume
+from training.stopping import DIVERGED, NOT_WRITTEN, STOPPED
 from training.teachers import build_teacher
 
 
@@ -50,18 +55,44 @@ def main(argv: list[str]) -> None:
     except USER_ERRORS as error:  # what a user can get wrong; a failure in training keeps its traceback
         show_error(error)
         sys.exit(2)
-    trainer.run()
+    if trainer is not None:
+        run(trainer)
 
 
-def prepare(argv: list[str]) -> Trainer:
-    """Checks, loads and builds everything. Raises ValueError, OSError with the flag and the remedy."""
+def run(trainer: Trainer) -> None:
+    """Trains; what ends a run before its time becomes an exit code that says which (docs/reliability.md)."""
+    try:
+        if not trainer.run():
+            sys.exit(STOPPED)
+    except WriteError as error:
+        print(
+            f"error: --save-dir {trainer.args.save_dir}: {error}; what was complete is intact: make room, or move the "
+            "folder and pass its new place, and run the same command again; it continues from its last saved state",
+            file=sys.stderr,
+        )
+        sys.exit(NOT_WRITTEN)
+    except Diverged as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(DIVERGED)
+
+
+def prepare(argv: list[str]) -> Trainer | None:
+    """Checks, loads and builds everything; None if the run is finished already.
+
+    Raises ValueError, OSError with the flag and the remedy.
+    """
     config = parse_train_arguments(argv)
     device = init_distributed()
     criterion, settings = together(lambda: check(config))
     examined = together(lambda: examine(config, criterion, settings), only=is_main_process())
     save_dir = Path(config.train.save_dir)
-    save_dir.mkdir(parents=True, exist_ok=True)
+    resume = open_resume(config, settings)
     logger = build_logger(save_dir, is_main_process())
+    for note in resume.notes:
+        logger.info(note)
+    if resume.finished:
+        logger.info("this run is finished: nothing to do; --resume never starts it over")
+        return None
     log_start(config, criterion, settings, save_dir, logger)
 
     tokenizer, train, dev = load_data(config)
@@ -88,6 +119,7 @@ def prepare(argv: list[str]) -> Trainer:
         args=config.train,
         generation=config.generation,
         metrics=Metrics(save_dir / "metrics.jsonl", device, is_main_process()),
+        resume=resume,
         logger=logger,
     )
 
@@ -114,7 +146,7 @@ def log_start(
     """What the run is, into args.json and train.log."""
     flags = {name: value for group in config[:-1] for name, value in asdict(group).items()}
     if is_main_process():
-        (save_dir / "args.json").write_text(json.dumps(flags | {"deepspeed": settings}, indent=2) + "\n")
+        write_text(save_dir / "args.json", json.dumps(flags | {"deepspeed": settings}, indent=2) + "\n")
     logger.info("objective %s, %d ranks, %s", config.kd.objective, dist.get_world_size(), training_dtype(settings))
     if config.ignored_flags:
         logger.info("without effect here: %s", " ".join(config.ignored_flags))
@@ -215,8 +247,7 @@ def log_plan(plan: EpochPlan, steps: int, logger: logging.Logger) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    main(sys.argv[1:])
+    # Not after a failure: the other ranks may be in the middle of a collective, and leaving the group waits for them.
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -20,10 +20,11 @@ from torch import distributed as dist
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from arguments import EvaluateArguments, EvaluateConfig, GenerationArguments, parse_evaluate_arguments
+from data_utils.atomic import write_text
 from data_utils.dataset import Row, read_rows
 from data_utils.prompts import cut_prompts, encode_prompts
 from evaluation.generation import generate_answers
-from evaluation.results import summarise, table, write_answers, write_atomically
+from evaluation.results import summarise, table, write_answers
 from evaluation.rouge import rouge_l
 from models.loading import load_checkpoint
 from training.ranks import USER_ERRORS, show_error
@@ -46,7 +47,7 @@ def main(argv: list[str]) -> None:
     scores = {name: evaluate_set(model, tokenizer, name, rows, config, save_dir) for name, rows in data.items()}
     if is_main_process():
         summary = summarise(scores)
-        write_atomically(save_dir / "summary.json", json.dumps({"rougeL": summary}, indent=2) + "\n")
+        write_text(save_dir / "summary.json", json.dumps({"rougeL": summary}, indent=2) + "\n")
         print(f"ROUGE-L of {args.model_path}\n\n{table(summary)}")
 
 

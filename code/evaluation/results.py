@@ -6,26 +6,18 @@
 """
 
 import json
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from data_utils.atomic import write_text
 
 
 def write_answers(folder: Path, records: Sequence[Mapping], metrics: Mapping) -> None:
     """answers.jsonl, then metrics.json: a folder with metrics is complete."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "answers.jsonl", "".join(json.dumps(record) + "\n" for record in records))
-    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.tmp")
-    with unfinished.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    write_text(folder / "answers.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
 
 
 def summarise(scores: Mapping[str, Mapping[int, float]]) -> dict[str, dict]:

@@ -3,8 +3,6 @@
 A folder appears under its final name only when it is complete.
 """
 
-import os
-import shutil
 from pathlib import Path
 
 import deepspeed
@@ -13,19 +11,17 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from data_utils.atomic import new_folder, remove
+
 
 def save_checkpoint(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Writes the student. Every rank calls it (ZeRO-3 gathers the weights); rank 0 writes."""
     state = gathered_state_dict(model)
     if dist.get_rank() == 0:
-        unfinished = folder.with_name(f".{folder.name}.tmp")
-        shutil.rmtree(unfinished, ignore_errors=True)
         options = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
-        model.save_pretrained(unfinished, state_dict=state, **options)
-        tokenizer.save_pretrained(unfinished)
-        flush(unfinished)
-        shutil.rmtree(folder, ignore_errors=True)
-        unfinished.rename(folder)
+        with new_folder(folder) as part:
+            model.save_pretrained(part, state_dict=state, **options)
+            tokenizer.save_pretrained(part)
     dist.barrier()
 
 
@@ -59,20 +55,16 @@ class BestCheckpoints:
         return self.count == -1 or len(self.kept) < self.count or score > min(self.kept)[0]
 
     def add(self, score: float, folder: Path) -> None:
-        """After `folder` is complete: forgets, and on rank 0 deletes, what is no longer among the best."""
+        """After `folder` is complete and flushed: forgets, and on rank 0 deletes, what is no longer among the best."""
         self.kept.append((score, folder))
         while self.count != -1 and len(self.kept) > self.count:
             worst = min(self.kept)
             self.kept.remove(worst)
             if dist.get_rank() == 0:
-                shutil.rmtree(worst[1], ignore_errors=True)
-
-
-def flush(folder: Path) -> None:
-    """Everything in `folder` is on the disk when this returns."""
-    for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+                remove(worst[1])
+        if dist.get_rank() == 0:
+            # A run that was killed in this place and evaluates again, on a device whose sums vary, may have left the
+            # same step under a name with another score.
+            for other in folder.parent.glob(f"{folder.name.partition('_loss')[0]}_*"):
+                if other not in {kept for _, kept in self.kept}:
+                    remove(other)

@@ -55,6 +55,12 @@ def read_deepspeed_config(args: TrainArguments) -> dict:
         if settings.get(name, "auto") != "auto":
             raise ValueError(f"--deepspeed_config {args.deepspeed_config}: remove {name!r}; {remedy}")
         settings.pop(name, None)
+    for group, name in (("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm")):
+        if settings.get(group, {}).get(name, True) is not True:
+            raise ValueError(
+                f"--deepspeed_config {args.deepspeed_config}: remove {name!r} from {group!r}; without it a gradient "
+                "that is not finite would reach the parameters"
+            )
     if training_dtype(settings) == torch.float16 and settings.get("zero_optimization", {}).get("stage", 0) == 0:
         # DeepSpeed's engine scales the loss only for its ZeRO optimisers.
         raise ValueError(
@@ -149,7 +155,8 @@ def build_engine(
     distiller: Distiller, settings: dict, args: TrainArguments, total_steps: int
 ) -> deepspeed.DeepSpeedEngine:
     """The engine with optimiser and schedule; the student's parameters are cast, moved and partitioned in place."""
-    optimizer = build_optimizer(distiller, args)
+    stage = settings.get("zero_optimization", {}).get("stage", 0)
+    optimizer = build_optimizer(distiller, args, guarded=stage == 0 and training_dtype(settings) == torch.float32)
     engine, *_ = deepspeed.initialize(
         model=distiller,
         optimizer=optimizer,

@@ -6,7 +6,6 @@ The loss of an optimiser step is its sum over all ranks and micro-steps divided 
 rank knows from the plan of the epoch; so how the step is cut into micro-batches and ranks does not change the gradient.
 """
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -30,8 +29,11 @@ from evaluation.generation import generate_answers
 from evaluation.rouge import rouge_l
 from teacher import Teacher, dropped_mass
 from training.checkpoints import BestCheckpoints, save_checkpoint
-from training.metrics import Metrics
+from training.guard import StepGuard, poisoned
+from training.metrics import Metrics, append_record
 from training.prefetch import prefetched
+from training.resume import Resume, RunState
+from training.stopping import StopSignals
 
 DROPPED_MASS_ROWS = 256  # dev rows on which it is measured
 NOTABLE_MASS = 0.01
@@ -60,6 +62,7 @@ class Trainer:
     args: TrainArguments
     generation: GenerationArguments
     metrics: Metrics
+    resume: Resume
     logger: logging.Logger
 
     @property
@@ -74,50 +77,86 @@ class Trainer:
     def _eval_tokens(self) -> int:
         return self.args.eval_batch_size * self.data_args.max_length
 
-    def run(self) -> None:
-        """All epochs; after each, dev evaluation and a checkpoint as the intervals say."""
-        best = BestCheckpoints(self.args.keep_best_n_checkpoints)
+    def run(self) -> bool:
+        """All epochs; after each, dev evaluation and a checkpoint as the intervals say.
+
+        False: a signal came first, and the state is saved. Raises WriteError, Diverged.
+        """
         self.distiller.criterion.prepare(self.total_steps)
-        self._log_dropped_mass()
-        step, main = 0, dist.get_rank() == 0
-        bar = tqdm(total=self.total_steps, desc="train", unit="step", disable=not main, leave=False)
-        with bar as progress, logging_redirect_tqdm([self.logger] if main else []):
-            for epoch in range(1, self.args.num_epochs + 1):
-                self.engine.train()
-                self.metrics.start_clock()
-                steps = self.plan.steps(epoch)[: self.total_steps - step]
-                with closing(self._micro_batches(steps)) as batches:
-                    for planned in steps:
-                        lr = self.engine.get_lr()[0]
-                        extras = self._train_step(planned, batches)
-                        step += 1
-                        progress.update()
-                        if step % self.args.log_interval == 0 or step == self.total_steps:
-                            self._log(step, epoch, lr, extras)
-                self.metrics.stop_clock()
-                last = step == self.total_steps
-                if last or epoch % self.args.save_interval == 0 or epoch % self.args.eval_interval == 0:
-                    self._finish_epoch(epoch, step, best, save=last or epoch % self.args.save_interval == 0)
-                if last:
-                    break
+        best = BestCheckpoints(self.args.keep_best_n_checkpoints)
+        state = RunState(self.resume, self.engine, self.distiller.criterion, self.metrics, best)
+        state.restore()
+        at, main = state.position, dist.get_rank() == 0
+        if at.step == 0:
+            self._log_dropped_mass()
+        bar = tqdm(total=self.total_steps, initial=at.step, desc="train", unit="step", disable=not main, leave=False)
+        with (
+            bar as progress,
+            logging_redirect_tqdm([self.logger] if main else []),
+            StopSignals(self.engine.device) as signals,
+        ):
+            while not at.finished:
+                if (not at.epoch_ends and self._train_epoch(state, progress, signals)) or signals.now():
+                    self.logger.info("stopped by a signal after step %d; the same command continues it", at.step)
+                    return False
+                self._finish_epoch(state)
         for score, folder in sorted(best.kept, reverse=True):
             self.logger.info("kept %s (score %.4f)", folder, score)
+        return True
 
-    def _train_step(self, step: Step, batches: Iterator[Batch]) -> dict[str, float]:
+    def _train_epoch(self, state: RunState, progress: tqdm, signals: StopSignals) -> bool:
+        """Takes the steps that the epoch still has, and saves the state. Returns whether a signal ended it."""
+        at, args = state.position, self.args
+        guard = StepGuard(
+            self.engine, self.data.train, Path(args.save_dir), args.max_bad_steps, self.logger, at.bad_steps
+        )
+        self.engine.train()
+        self.metrics.start_clock()
+        stop = False
+        planned = self.plan.steps(at.epoch, at.step_in_epoch)[: self.total_steps - at.step]
+        with closing(self._micro_batches(planned)) as batches:
+            for left, step in zip(reversed(range(len(planned))), planned):
+                lr = self.engine.get_lr()[0]
+                extras = self._train_step(step, batches, at.step + 1, guard)
+                at.next_step()
+                at.bad_steps = guard.bad_steps
+                progress.update()
+                if at.step % args.log_interval == 0 or at.step == self.total_steps:
+                    self._log(at.step, at.epoch, lr, extras)
+                stop = signals.after_step()
+                if left and (stop or (args.resume_interval and at.step % args.resume_interval == 0)):
+                    self.metrics.stop_clock()
+                    state.save()
+                    self.metrics.start_clock()
+                if stop and left:
+                    return True
+        self.metrics.stop_clock()
+        at.epoch_ends = True
+        state.save()
+        return stop
+
+    def _train_step(self, planned: Step, batches: Iterator[Batch], number: int, guard: StepGuard) -> dict[str, float]:
         """One optimiser step on the next of `batches`. Returns what the criterion logs of it."""
         world_size = dist.get_world_size()
-        plan = StepPlan(tuple(sum(of_ranks) for of_ranks in step.tokens), self.engine.device)
-        self.distiller.criterion.start_step(plan)
-        for number in range(len(step.examples)):
+        criterion = self.distiller.criterion
+        plan = StepPlan(tuple(sum(of_ranks) for of_ranks in planned.tokens), self.engine.device)
+        criterion.start_step(plan)
+        for micro_step in range(len(planned.examples)):
             batch = next(batches)
-            self.engine.set_gradient_accumulation_boundary(number == len(step.examples) - 1)
+            self.engine.set_gradient_accumulation_boundary(micro_step == len(planned.examples) - 1)
             teacher = self.teacher.states(batch) if self.teacher else None
             sums = self.engine(batch=batch, teacher=teacher)
             # The engine averages over ranks; the loss is a sum over all of them, divided once.
-            self.engine.backward(sums.loss * (world_size / plan.total_tokens), scale_wrt_gas=False)
+            self.engine.backward(poisoned(sums.loss) * (world_size / plan.total_tokens), scale_wrt_gas=False)
             self.engine.step()
             self.metrics.add(sums, batch)
-        return self.distiller.criterion.end_step()
+        applied, finite = guard.inspect(number, planned, self.metrics.losses())
+        self.metrics.end_step(applied, finite)
+        before = criterion.state_dict()
+        extras = criterion.end_step()
+        if not applied:
+            criterion.load_state_dict(before)
+        return extras
 
     def _micro_batches(self, steps: Sequence[Step]) -> Iterator[Batch]:
         """This rank's, of all micro-steps, made while the steps before them run."""
@@ -134,8 +173,9 @@ class Trainer:
         return batch.to(self.engine.device)
 
     def _log(self, step: int, epoch: int, lr: float, extras: dict[str, float]) -> None:
-        since = step % self.args.log_interval or self.args.log_interval
-        record = self.metrics.log(step, epoch, lr, since, extras)
+        record = self.metrics.log(step, epoch, lr, extras)
+        if record is None:
+            return
         self.logger.info(
             "epoch %d/%d step %d/%d loss %.4f nll_loss %.4f kd_loss %.4f lr %.3g %.0f tokens/s%s",
             epoch,
@@ -150,7 +190,17 @@ class Trainer:
             "".join(f" {name} {value:.4g}" for name, value in extras.items()),
         )
 
-    def _finish_epoch(self, epoch: int, step: int, best: BestCheckpoints, save: bool) -> None:
+    def _finish_epoch(self, state: RunState) -> None:
+        """What is due after the epoch's last step. A run that is killed in here does all of it again."""
+        at, last = state.position, state.position.step == self.total_steps
+        save = last or at.epoch % self.args.save_interval == 0
+        if save or at.epoch % self.args.eval_interval == 0:
+            self._evaluate_and_save(at.epoch, at.step, state.best, save)
+        at.next_epoch()
+        at.finished = last
+        state.update()
+
+    def _evaluate_and_save(self, epoch: int, step: int, best: BestCheckpoints, save: bool) -> None:
         self.engine.eval()
         scores = self._evaluate(epoch, step)
         name = f"epoch{epoch}_step{step}" + "".join(f"_{k}{v:.4f}" for k, v in scores.items())
@@ -171,8 +221,7 @@ class Trainer:
             scores["rougel"] = self._dev_rouge(self.data.dev_rows)
         self.logger.info("dev epoch %d %s", epoch, " ".join(f"{name} {value:.4f}" for name, value in scores.items()))
         if dist.get_rank() == 0:
-            with (Path(self.args.save_dir) / "dev_metrics.jsonl").open("a") as file:
-                file.write(json.dumps({"step": step, "epoch": epoch, **scores}) + "\n")
+            append_record(Path(self.args.save_dir) / "dev_metrics.jsonl", {"step": step, "epoch": epoch, **scores})
         return scores
 
     def _dev_loss(self, dev: InstructionDataset) -> float:

@@ -5,15 +5,19 @@ Sums stay on the device between log intervals; one reduction over the ranks and 
 
 import json
 import logging
+import math
 import resource
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch import distributed as dist
 
 from criterions.fused import LossSums
+from data_utils.atomic import explained
 from data_utils.batches import Batch
 
 
@@ -42,18 +46,31 @@ class Metrics:
         self._reset()
 
     def add(self, sums: LossSums, batch: Batch) -> None:
-        """One micro-batch."""
-        self._sums += torch.stack([sums.loss.detach(), sums.ce, sums.kd]).double()
-        self._tokens += batch.tokens
-        self._response_tokens += len(batch.labels_N)
-        self._padded_tokens += batch.input_ids_RT.numel()
+        """One micro-batch of the current step."""
+        counts = np.array([batch.tokens, len(batch.labels_N), batch.input_ids_RT.numel()], dtype=np.float64)
+        self._of_step.append((torch.stack([sums.loss.detach(), sums.ce, sums.kd]).double(), counts))
 
-    def log(self, step: int, epoch: int, lr: float, steps: int, extras: dict[str, float]) -> dict:
-        """Writes and returns one object; means over the `steps` optimiser steps since the last."""
-        counts = torch.tensor([self._tokens, self._response_tokens, self._padded_tokens], dtype=torch.float64)
-        totals = torch.cat([self._sums, counts.to(self.device)])
+    def losses(self) -> Tensor:
+        """Of the micro-batches of the current step, on this rank."""
+        return torch.stack([sums[0] for sums, _ in self._of_step])
+
+    def end_step(self, applied: bool = True, finite: bool = True) -> None:
+        """A step whose loss is not finite is no part of the means, as it is none of the parameters."""
+        for sums, counts in self._of_step if finite else []:
+            self._sums += sums
+            self._counts += counts
+        self._of_step = []
+        self._steps += 1
+        self._skipped += not applied
+
+    def log(self, step: int, epoch: int, lr: float, extras: dict[str, float]) -> dict | None:
+        """Writes and returns one object, of the steps since the last; None if no loss among them was finite."""
+        totals = torch.cat([self._sums, torch.from_numpy(self._counts).to(self.device)])
         dist.all_reduce(totals)
         loss, ce, kd, tokens, response_tokens, padded_tokens = totals.tolist()
+        if not response_tokens:
+            self._reset()
+            return None
         self.stop_clock()
         seconds = self._seconds
         record = {
@@ -66,9 +83,10 @@ class Metrics:
             "tokens": int(tokens),
             "response_tokens": int(response_tokens),
             "padding": round(1 - tokens / padded_tokens, 4),
-            "step_time": seconds / steps,
+            "step_time": seconds / self._steps,
             "tokens_per_s": tokens / seconds,
             "peak_memory_mb": peak_memory_mb(self.device),
+            "skipped_steps": self._skipped,
             **extras,
         }
         self.write(record)
@@ -77,8 +95,16 @@ class Metrics:
 
     def write(self, record: dict) -> None:
         if self.main:
-            with self.path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            append_record(self.path, record)
+
+    def state_dict(self) -> dict:
+        """Between two steps."""
+        sums, counts = self._sums.cpu(), torch.from_numpy(self._counts)
+        return {"sums": sums, "counts": counts, "steps": self._steps, "skipped": self._skipped, "s": self._seconds}
+
+    def load_state_dict(self, state: dict) -> None:
+        self._sums, self._counts = state["sums"].to(self.device), state["counts"].numpy()
+        self._steps, self._skipped, self._seconds = state["steps"], state["skipped"], state["s"]
 
     def stop_clock(self) -> None:
         """Time spent elsewhere (evaluation, saving) is no training time."""
@@ -89,9 +115,18 @@ class Metrics:
 
     def _reset(self) -> None:
         self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)
-        self._tokens = self._response_tokens = self._padded_tokens = 0
+        self._counts = np.zeros(3)  # tokens, response tokens, tokens with padding
+        self._of_step: list[tuple[Tensor, np.ndarray]] = []
+        self._steps = self._skipped = 0
         self._seconds = 0.0
         self.start_clock()
+
+
+def append_record(path: Path, record: dict) -> None:
+    """One line of JSON, where a number that is not finite is null. Raises WriteError."""
+    values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    with explained(path), path.open("a") as file:
+        file.write(json.dumps(values) + "\n")
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -29,3 +29,13 @@ def run_jobs(folder: Path, processes: int, jobs: list[dict]) -> None:
     jobs_file.write_text(json.dumps({"out": str(folder), "jobs": jobs}))
     done = run(torchrun(processes, "tests/integration/worker.py", str(jobs_file)))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+
+
+def run_forks(folder: Path, jobs: list[dict]) -> dict[str, list[dict]]:
+    """Runs tests/integration/forks.py on `jobs`; its reports by the name of the job."""
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs_file = folder / "jobs.json"
+    jobs_file.write_text(json.dumps({"out": str(folder), "jobs": jobs}))
+    done = run([sys.executable, "tests/integration/forks.py", str(jobs_file)])
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return {job["name"]: json.loads((folder / f"{job['name']}.json").read_text()) for job in jobs}

@@ -17,9 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from arguments import GenerationArguments
 from data_utils.prompts import alpaca_prompt, encode_prompts
-from evaluation import results
 from evaluation.generation import generate_answers, generation_config, pad_left
-from evaluation.results import format_table, summarise, table, write_answers, write_atomically
+from evaluation.results import format_table, summarise, table, write_answers
 from evaluation.rouge import rouge_l
 from models.loading import load_checkpoint
 from tiny import make_rows
@@ -113,21 +112,6 @@ def test_answers_and_metrics_are_written(tmp_path):
     assert [json.loads(line) for line in (folder / "answers.jsonl").read_text().split("\n")[:-1]] == records
     assert json.loads((folder / "metrics.json").read_text()) == {"rougeL": 1.5}
     assert {path.name for path in folder.iterdir()} == {"answers.jsonl", "metrics.json"}
-
-
-def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "summary.json"
-    write_atomically(path, "old")
-
-    def interrupted(descriptor):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(results.os, "fsync", interrupted)
-        write_atomically(path, "new")
-    assert path.read_text() == "old"
-    write_atomically(path, "new")
-    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
 
 
 # --- generation ------------------------------------------------------------------------------------------------------
