@@ -302,7 +302,7 @@ class TrainArguments:
         default=500, metadata={"help": "Steps between saves of the resume state; 0: at the ends of epochs only."}
     )
     max_bad_steps: int = field(
-        default=3, metadata={"help": "Stop after so many steps in a row whose loss or gradient is not finite."}
+        default=5, metadata={"help": "Stop after so many steps in a row whose loss or gradient is not finite."}
     )
     deepspeed_config: str | None = field(
         default=None, metadata={"help": "DeepSpeed's JSON file (ZeRO stage, dtype); default: ZeRO-0 in fp32."}

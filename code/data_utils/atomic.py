@@ -12,6 +12,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+TORCH_WRITES = ("PytorchStreamWriter", "inline_container")  # in the text of torch.save's RuntimeError
+
 
 class WriteError(OSError):
     """An output could not be written; what was complete before is intact."""
@@ -111,10 +113,11 @@ def explained(path: Path) -> Iterator[None]:
     except WriteError:
         raise
     except (OSError, SafetensorError, RuntimeError) as error:
-        own_kind = isinstance(error, OSError | SafetensorError)
-        if not own_kind and not any(word in str(error) for word in ("PytorchStreamWriter", "file write failed")):
-            raise
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        if isinstance(error, RuntimeError):
+            if not any(word in reason for word in TORCH_WRITES):
+                raise
+            reason = "the write failed"  # the text speaks of positions in the file
         free_mb = shutil.disk_usage(_existing(path)).free // 2**20
         raise WriteError(f"{path} was not written: {reason} ({free_mb} MB free there)") from error
 

@@ -4,21 +4,19 @@ A loss that is not finite makes its gradient so (`poisoned`); then the optimiser
 over all ranks before every update, leaves the step out on all of them. Nothing here asks the device about a good step.
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from deepspeed import DeepSpeedEngine
 from torch import Tensor
 from torch import distributed as dist
 
 from data_utils.atomic import write_text
-from data_utils.batches import Example, Step
+from data_utils.batches import Step
 from data_utils.dataset import InstructionDataset
 
 
@@ -29,12 +27,6 @@ class Diverged(RuntimeError):
 def poisoned(loss: Tensor) -> Tensor:
     """The same number; if that is not finite, so is every gradient of it (a loss of inf may have a finite one)."""
     return loss * (1 + 0 * loss.detach())
-
-
-def example_hash(example: Example) -> str:
-    """Of the token ids: the same in every order and on every rank."""
-    ids = [np.asarray(part, dtype=np.int64).tobytes() for part in (example.prompt_ids, example.response_ids)]
-    return hashlib.sha256(b"|".join(ids)).hexdigest()[:16]
 
 
 @dataclass
@@ -77,7 +69,7 @@ class StepGuard:
         if dist.get_rank() in ranks:
             self._keep(folder / f"step{step}_rank{dist.get_rank()}.json", step, planned, losses)
         indices = [i for micro_step in planned.examples for rank in ranks for i in micro_step[rank]]
-        hashes = [example_hash(self.data[i]) for i in indices]
+        hashes = [self.data[i].key.hex()[:16] for i in indices]
         message = (
             f"step {step}: the {what} is not finite on rank {', '.join(map(str, ranks))}; the step was not applied "
             f"({self.bad_steps} in a row, --max-bad-steps {self.max_bad_steps}); examples {' '.join(hashes)}, "
@@ -95,7 +87,7 @@ class StepGuard:
                 "examples": [
                     {
                         "index": index,
-                        "hash": example_hash(self.data[index]),
+                        "hash": self.data[index].key.hex()[:16],
                         "prompt_ids": list(map(int, self.data[index].prompt_ids)),
                         "response_ids": list(map(int, self.data[index].response_ids)),
                     }

@@ -9,7 +9,8 @@ job makes its attempts one after the other, each with `argv` and its own additio
     {"event": K, "rank": R}                SIGKILL at the K-th change in --save-dir (open, rename, mkdir, remove)
     {"step": K, "rank": R, "signal": S}    signal S inside step K; on all ranks with rank -1; "again": seconds later
     {"seconds": T, "rank": R}              SIGKILL from outside after T seconds
-    {"nan": [K, ...], "rank": R, "in": "loss" or "gradient"}   not finite in the steps K
+    {"nan": [K, ...], "rank": R, "in": "loss" or "gradient"}   not finite in the steps K; says whether they changed
+                                           anything, unless they end the run
     {"file_size": BYTES, "from_step": K}   no file may grow beyond that (RLIMIT_FSIZE), from step K on
 
 As a launcher does, it ends the other ranks when one fails. FOLDER/NAME.json gets, per attempt: exit codes (negative:
@@ -18,6 +19,7 @@ weights and the optimiser.
 """
 
 import hashlib
+import importlib
 import json
 import os
 import resource
@@ -38,6 +40,10 @@ from distiller import Distiller  # noqa: E402
 from training.loop import Trainer  # noqa: E402
 
 GRACE_SECONDS = 20
+# What DeepSpeed, Transformers and PEFT import in their first run: seconds, paid for here once.
+for module in "torch._inductor.compile_fx deepspeed.module_inject deepspeed.moe.layer peft.tuners.lora".split():
+    importlib.import_module(module)
+importlib.import_module("transformers.models.llama.modeling_llama")
 EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
@@ -149,10 +155,14 @@ def inject(fault: dict) -> None:
 
     def step(trainer, planned, number, guard):
         current["step"] = number
+        before = tensors(trainer) if number in fault.get("nan", ()) else None
         if number == fault.get("from_step") and "file_size" in fault:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (fault["file_size"], resource.RLIM_INFINITY))
-        return original_step(trainer, planned, number, guard)
+        extras = original_step(trainer, planned, number, guard)
+        if before is not None:
+            print(f"step {number} left everything as it was: {before == tensors(trainer)}")
+        return extras
 
     def forward(distiller, batch, teacher=None):
         if distiller.training and current["step"] == fault.get("step"):
@@ -168,6 +178,12 @@ def inject(fault: dict) -> None:
         return sums
 
     Trainer._train_step, Distiller.forward = step, forward
+
+
+def tensors(trainer: Trainer) -> dict:
+    """Hashes of what a step that is not applied must not change."""
+    found = {place: value for place, value in hashes(trainer.engine).items() if value.startswith("(")}
+    return found | trainer.distiller.criterion.state_dict()
 
 
 def hashes(engine) -> dict[str, str]:

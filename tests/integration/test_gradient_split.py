@@ -40,17 +40,19 @@ def results(tiny, rows, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("split")
     for processes in (1, 2):
         jobs = [
-            {"name": f"{objective}.{split}", "argv": arguments(tiny, rows, folder, objective, *settings[1:])}
+            {"name": name, "argv": arguments(tiny, rows, folder / "runs" / name, objective, *settings[1:])}
             for split, settings in SPLITS.items()
             if settings[0] == processes
             for objective in OBJECTIVES + ADAKD
+            for name in [f"{objective}.{split}"]
         ]
         jobs += [
-            {"name": f"{objective}.{split}", "argv": [*arguments(tiny, rows, folder, objective, *shape), *flags]}
+            {"name": name, "argv": [*arguments(tiny, rows, folder / "runs" / name, objective, *shape), *flags]}
             for split, (ranks, *shape), flags in by_tokens()
             if ranks == processes
             for objective in ("todi", "adakd")
             if objective == "todi" or split in ("1x24", *ONE_MICRO_STEP)
+            for name in [f"{objective}.{split}"]
         ]
         run_jobs(folder, processes, jobs)
     return folder
@@ -62,10 +64,10 @@ def by_tokens():
         yield split, (ranks, 1, accumulation, packed), ("--tokens-per-micro-batch", str(tokens))
 
 
-def arguments(tiny, rows, folder, objective, batch, accumulation, packed) -> list[str]:
+def arguments(tiny, rows, save_dir, objective, batch, accumulation, packed) -> list[str]:
     return [
         *("--model-path", str(tiny / "student"), "--teacher-model-path", str(tiny / "teacher")),
-        *("--data-dir", str(rows), "--save-dir", str(folder / "run"), "--kd-objective", objective),
+        *("--data-dir", str(rows), "--save-dir", str(save_dir), "--kd-objective", objective),
         *("--batch-size", str(batch), "--gradient-accumulation-steps", str(accumulation), "--packing", str(packed)),
         *("--kd-rate", "0.6", "--kd-temperature", "2", "--adakd-latf", "fixed", "--adakd-ratio", "0.5"),
         *("--total-iters", "1", "--max-length", "128", "--max-prompt-length", "64", "--clip-grad", "0"),

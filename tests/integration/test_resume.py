@@ -1,6 +1,6 @@
-"""A run that is cut off, however, continues to the bit; what cannot be continued is refused by name.
+"""A run that is cut off, however, continues to the bit; a step that is not finite changes nothing.
 
-Real processes, killed for real; tests/soak/ has the long campaigns.
+Real processes that are really killed; tests/soak/ has the long campaigns.
 """
 
 import random
@@ -13,17 +13,33 @@ from integration.runs import arguments, differences, outcome, zero_config
 
 # name -> ranks, ZeRO stage, student, objective, and the faults of the attempts before the one that ends the run.
 draw = random.Random(4)
-EVENTS = 130  # changes in the folder that each of these runs makes, at least: one kill may fall on any
+EVENTS = 80  # changes in its folder that each of these runs makes, at least: a kill may fall on any
 KILL, TERM, INT = "SIGKILL", "SIGTERM", "SIGINT"
 RUNS = {
     "killed while it writes": (1, 0, "full", "adakd", [{"event": draw.randrange(1, EVENTS)} for _ in range(3)]),
-    "killed in a step": (1, 1, "lora", "todi", [{"step": draw.randrange(3, 19), "signal": KILL}]),
-    "killed twice": (1, 3, "lora", "adakd", [{"step": 4, "signal": KILL}, {"event": 90}]),
+    "killed in a step": (1, 1, "lora", "todi", [{"step": draw.randrange(3, 13), "signal": KILL}]),
+    "killed twice": (1, 3, "lora", "adakd", [{"step": 4, "signal": KILL}, {"event": 55}]),
     "SIGTERM": (1, 2, "full", "todi", [{"step": 5, "signal": TERM}]),
-    "a rank dies": (2, 0, "lora", "todi", [{"step": 6, "rank": 1, "signal": KILL}]),
+    "file too large": (1, 0, "full", "todi", [{"file_size": 100_000, "from_step": 3}]),
+    "a rank dies": (2, 0, "lora", "todi", [{"step": 5, "rank": 1, "signal": KILL}]),
     "rank 0 dies while it writes": (2, 2, "lora", "adakd", [{"event": draw.randrange(1, EVENTS)}]),
     "SIGINT to one rank": (2, 1, "full", "adakd", [{"step": 3, "rank": 1, "signal": INT}]),
-    "SIGTERM to all ranks": (2, 3, "full", "todi", [{"step": 4, "rank": -1, "signal": TERM}]),
+    "SIGTERM to all ranks": (2, 3, "full", "todi", [{"step": 2, "rank": -1, "signal": TERM}]),
+}
+# What an interrupted attempt ends with, where it is not the SIGKILL.
+CODES = {"SIGTERM": [75], "file too large": [74], "SIGINT to one rank": [75, 75], "SIGTERM to all ranks": [75, 75]}
+# name -> ranks, DeepSpeed settings, where, in which steps, on which rank.
+HALF = {"bf16": {"bf16": {"enabled": True}}, "fp16": {"fp16": {"enabled": True, "initial_scale_power": 4}}}
+BAD = {
+    "ZeRO-0 loss": (1, 0, {}, "loss", [5], 0),
+    "ZeRO-0 gradient": (2, 0, {}, "gradient", [3], 1),
+    "ZeRO-2 loss": (2, 2, {}, "loss", [3], 1),
+    "ZeRO-3 gradient": (1, 3, {}, "gradient", [4, 5], 0),
+    "bf16 loss": (1, 1, HALF["bf16"] | {"data_types": {"grad_accum_dtype": "fp32"}}, "loss", [4], 0),
+    "bf16 gradient": (1, 2, HALF["bf16"], "gradient", [4], 0),
+    "fp16 overflow": (1, 1, HALF["fp16"], "gradient", [3, 4, 5, 6], 0),
+    "fp16 loss": (1, 2, HALF["fp16"], "loss", [4], 0),
+    "too many": (2, 0, {}, "loss", [3, 4, 5], 0),
 }
 
 
@@ -31,14 +47,30 @@ RUNS = {
 def results(tiny, rows, tmp_path_factory) -> tuple[Path, dict]:
     folder = tmp_path_factory.mktemp("resume")
     jobs = []
+
+    def job(name: str, ranks: int, config: Path, objective: str, student: str, attempts: list[dict]) -> dict:
+        argv = arguments(tiny, rows, folder / name, config, objective, student)
+        jobs.append({"name": name, "ranks": ranks, "argv": argv, "attempts": attempts})
+        return jobs[-1]
+
     for name, (ranks, stage, student, objective, faults) in RUNS.items():
         config = zero_config(folder, stage)
-        for kind, attempts in (("whole", [{}]), ("cut", [*({"fault": fault} for fault in faults), {}])):
-            argv = arguments(tiny, rows, folder / f"{name}.{kind}", config, objective, student)
-            jobs.append({"name": f"{name}.{kind}", "ranks": ranks, "argv": argv, "attempts": attempts})
-    # On the runs that are through: the same again, other flags, a new start, a start from elsewhere.
-    again = next(job for job in jobs if job["name"] == "SIGTERM.cut")
-    again["attempts"] += [{}, {"argv": ["--lr", "1"]}, {"argv": ["--resume", "never"]}]
+        job(f"{name}.whole", ranks, config, objective, student, [{}])
+        cut = job(f"{name}.cut", ranks, config, objective, student, [*({"fault": fault} for fault in faults), {}])
+        if name == "SIGTERM":
+            cut["attempts"].insert(1, {"argv": ["--lr", "1", "--seed", "3"]})
+            cut["attempts"].insert(1, {"argv": ["--save-dir", str(folder / "elsewhere"), "--resume", cut["argv"][7]]})
+            assert cut["argv"][6] == "--save-dir"
+            cut["attempts"].append({})
+    for name, (ranks, stage, settings, where, steps, rank) in BAD.items():
+        config = zero_config(folder, stage, **settings)
+        fault = {"nan": steps, "in": where, "rank": rank}
+        limits = ["--total-iters", "6", "--log-interval", "1", "--resume-interval", "0", "--max-bad-steps", "3"]
+        job(name, ranks, config, "adakd", "full", [{"fault": fault, "argv": limits}])
+    again = job(
+        "again", 1, zero_config(folder, 0), "sft", "full", [{"fault": {"step": 5, "signal": TERM, "again": 2.2}}]
+    )
+    again["attempts"] += [{}, {"argv": ["--resume", "never", "--num-epochs", "1"]}]
     return folder, run_forks(folder, jobs)
 
 
@@ -46,12 +78,87 @@ def results(tiny, rows, tmp_path_factory) -> tuple[Path, dict]:
 def test_a_run_that_was_cut_off_ends_like_one_that_was_not(results, name):
     folder, reports = results
     (whole,), cut = reports[f"{name}.whole"], reports[f"{name}.cut"]
-    cut = cut[: len(RUNS[name][4]) + 1]
-    assert all(any(attempt["codes"]) for attempt in cut[:-1]), "nothing was cut off"
-    if name == "SIGTERM":  # that run's folder was started over since
-        expected, got = whole["finals"][0]["state"], cut[-1]["finals"][0]["state"]
-    else:
-        expected = outcome(folder / f"{name}.whole", whole)
-        got = outcome(folder / f"{name}.cut", cut[-1])
+    faults = len(RUNS[name][-1])
+    assert all(any(attempt["codes"]) for attempt in cut[:faults]), "nothing was cut off"
+    if name in CODES:
+        assert cut[0]["codes"] == CODES[name]
+    last = next(
+        attempt for attempt in cut[faults:] if "elsewhere" not in attempt["outputs"][0] and attempt["finals"][0]
+    )
+    expected, got = outcome(folder / f"{name}.whole", whole), outcome(folder / f"{name}.cut", last)
     assert len(expected) > 50
     assert not differences(expected, got)
+
+
+def test_a_run_can_start_from_the_state_of_another(results):
+    folder, reports = results
+    whole, elsewhere = reports["SIGTERM.whole"][0], reports["SIGTERM.cut"][1]
+    assert elsewhere["codes"] == [0]
+    assert not differences(whole["finals"][0]["state"], elsewhere["finals"][0]["state"])
+    lines = [(folder / run / "metrics.jsonl").read_text().splitlines() for run in ("SIGTERM.whole", "elsewhere")]
+    records = [[json.loads(line) for line in of_run] for of_run in lines]
+    assert [r["loss"] for r in records[1]] == [r["loss"] for r in records[0] if r["step"] > 5]
+
+
+def test_other_flags_are_refused_by_name(results):
+    refused = results[1]["SIGTERM.cut"][2]
+    assert refused["codes"] == [2]
+    output = refused["outputs"][0]
+    assert "--lr 1.0 (it has 0.003), --seed 3 (it has 10)" in output and "--resume never" in output
+
+
+def test_a_finished_run_says_so_and_stays_as_it_is(results):
+    folder, reports = results
+    last = reports["SIGTERM.cut"][-1]
+    assert last["codes"] == [0] and "this run is finished" in last["outputs"][0]
+    assert [path.name for path in (folder / "SIGTERM.cut/resume").iterdir()] == ["state.json"]
+
+
+def test_a_second_signal_ends_the_run_now_and_never_starts_over(results):
+    folder, reports = results
+    killed, continued, over = reports["again"]
+    assert killed["codes"] == [-15]
+    assert continued["codes"] == [0] and "continues" in continued["outputs"][0]
+    assert over["codes"] == [0] and "is now in" in over["outputs"][0]
+    run = folder / "again"
+    steps = [
+        [json.loads(line)["step"] for line in (run / place / "metrics.jsonl").open()] for place in ("", "previous/1")
+    ]
+    assert steps == [[3, 6], [3, 6, 9, 12]]
+    assert len(list(run.glob("epoch*"))) == len(list(run.glob("previous/1/epoch*"))) == 1
+
+
+def test_a_full_disk_is_named_and_leaves_the_state_before(results):
+    reports = results[1]
+    output = reports["file too large.cut"][0]["outputs"][0]
+    assert "resume/step4 was not written" in output and "MB free there" in output and "Traceback" not in output
+    assert "continues" in reports["file too large.cut"][1]["outputs"][0]
+    assert "after step 2" in reports["file too large.cut"][1]["outputs"][0]
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_step_that_is_not_finite_changes_nothing(results, name):
+    folder, reports = results
+    ranks, _, _, where, steps, rank = BAD[name]
+    (run,) = reports[name]
+    stopped = name == "too many"
+    assert run["codes"] == [3 if stopped else 0] * ranks
+    output = run["outputs"][0]
+    for step in steps[:-1] if stopped else steps:
+        for of_rank in run["outputs"]:
+            assert (f"step {step} left everything as it was: True" in of_rank) == (of_rank is run["outputs"][rank])
+    kept = sorted(path.name for path in (folder / name / "bad_steps").glob("*"))
+    if name == "fp16 overflow":
+        assert output.count("skipped: fp16 gradients overflowed; loss scale now") == len(steps) and not kept
+        return
+    named = [rank] if where == "loss" else list(range(ranks))
+    assert kept == [f"step{step}_rank{r}.json" for step in steps for r in named]
+    for step in steps:
+        assert f"step {step}: the {where} is not finite on rank {', '.join(map(str, named))}" in output
+    batch = json.loads((folder / name / "bad_steps" / kept[0]).read_text())
+    examples = [example for micro_step in batch["micro_steps"] for example in micro_step["examples"]]
+    assert len(examples) == 4 and all(example["response_ids"] and example["hash"] in output for example in examples)
+    records = [json.loads(line) for line in (folder / name / "metrics.jsonl").open()]
+    good = [step for step in range(1, 3 if stopped else 7) if step not in steps]
+    assert [record["step"] for record in records] == (good if where == "loss" else list(range(1, 7)))
+    assert all(record["loss"] > 0 for record in records)

@@ -1,0 +1,233 @@
+"""The long tests behind docs/reliability.md, each on tiny models on a CPU; too slow for the default run.
+
+    python tests/soak/campaign.py kills [--kills 20] [--seed 0]   kill -9 anywhere, resume, compare to the bit
+    python tests/soak/campaign.py matrix [--seed 0]     the same, once for every ZeRO stage, student, objective, ranks
+    python tests/soak/campaign.py disk                  a real file system that fills (tmpfs; needs root)
+    python tests/soak/campaign.py launchers             signals and a dying rank under torchrun and deepspeed
+    python tests/soak/campaign.py memory [--steps 2000] resident memory over a long run
+
+Prints what it found and ends with 1 if anything was not as it should be.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT / "code"), str(ROOT / "tests")]
+
+from integration.launch import ENVIRONMENT, run_forks, torchrun  # noqa: E402
+from integration.runs import OBJECTIVES, STUDENTS, arguments, differences, outcome, zero_config  # noqa: E402
+
+DEEPSPEED = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", "29741"]
+
+
+def inputs(folder: Path, rows: int = 24) -> tuple[Path, Path]:
+    """Tiny models, and a data folder with so many rows."""
+    from tiny import make_models, make_rows
+
+    make_models(folder / "models")
+    (folder / "rows").mkdir()
+    made = make_rows(rows + 5)
+    for name, part in (("train", made[:rows]), ("dev", made[rows:])):
+        (folder / f"rows/{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    return folder / "models", folder / "rows"
+
+
+def compare(folder: Path, cases: dict[str, tuple]) -> int:
+    """cases: name -> ranks, stage, student, objective, faults. Returns how many ended otherwise than the whole run."""
+    tiny, rows = inputs(folder)
+    jobs = []
+    for name, (ranks, stage, student, objective, faults) in cases.items():
+        config = zero_config(folder, stage)
+        for kind, attempts in (("whole", [{}]), ("cut", [*({"fault": fault} for fault in faults), {}])):
+            argv = arguments(tiny, rows, folder / f"{name}.{kind}", config, objective, student)
+            jobs.append({"name": f"{name}.{kind}", "ranks": ranks, "argv": argv, "attempts": attempts})
+    reports = run_forks(folder, jobs)
+    wrong = 0
+    for name, case in cases.items():
+        (whole,), cut = reports[f"{name}.whole"], reports[f"{name}.cut"]
+        codes = [attempt["codes"] for attempt in cut]
+        try:
+            differ = differences(outcome(folder / f"{name}.whole", whole), outcome(folder / f"{name}.cut", cut[-1]))
+        except AssertionError as failure:
+            differ = [str(failure)[-2000:]]
+        wrong += bool(differ)
+        killed = sum(-9 in of_ranks for of_ranks in codes)
+        print(f"{name:28} {case[-1]} {codes}: {killed} killed, {differ[:5] or 'equal to the bit'}", flush=True)
+    print(f"{len(cases) - wrong} of {len(cases)} runs equal")
+    return wrong
+
+
+def random_fault(draw: random.Random, ranks: int) -> dict:
+    """A kill at a change in the folder, inside a step, or at any time."""
+    rank = draw.randrange(ranks)
+    kinds = (
+        {"event": draw.randrange(1, 90 if rank == 0 else 20)},
+        {"step": draw.randint(1, 12 // ranks), "signal": "SIGKILL"},
+        {"seconds": draw.uniform(0.3, 2.5)},
+    )
+    return draw.choice(kinds) | {"rank": rank}
+
+
+def kills(folder: Path, args: argparse.Namespace) -> int:
+    draw = random.Random(args.seed)
+    cases = {}
+    for number in range(args.kills):
+        ranks, stage = draw.choice((1, 2)), draw.randrange(4)
+        setting = (ranks, stage, draw.choice(list(STUDENTS)), draw.choice(("todi", "adakd")))
+        name = f"{number:02} {ranks}x zero{stage} {setting[2]} {setting[3]}"
+        cases[name] = (*setting, [random_fault(draw, ranks)])
+    return compare(folder, cases)
+
+
+def matrix(folder: Path, args: argparse.Namespace) -> int:
+    draw = random.Random(args.seed)
+    settings = itertools.product((1, 2), range(4), STUDENTS, [name for name in OBJECTIVES if name != "sft"])
+    cases = {}
+    for ranks, stage, student, objective in settings:
+        fault = {"step": draw.randint(1, 12 // ranks), "rank": draw.randrange(ranks), "signal": "SIGKILL"}
+        cases[f"{ranks}x zero{stage} {student} {objective}"] = (ranks, stage, student, objective, [fault])
+    return compare(folder, cases)
+
+
+def disk(folder: Path, args: argparse.Namespace) -> int:
+    """The save folder is a tmpfs, first too small by some, then large enough."""
+    tiny, rows = inputs(folder)
+    config = zero_config(folder, 0)
+    wrong = 0
+    for kilobytes in (100, 600, 700, 900, 1100, 1300):
+        save_dir = folder / f"run{kilobytes}"
+        argv = arguments(tiny, rows, save_dir, config, "adakd", "full")
+        whole_dir = folder / f"whole{kilobytes}"
+        whole = arguments(tiny, rows, whole_dir, config, "adakd", "full")
+        save_dir.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(save_dir)]
+        subprocess.run(mount, check=True)
+        try:
+            full = run_forks(folder, [{"name": "full", "ranks": 1, "argv": argv, "attempts": [{}]}])["full"][0]
+            there = sorted(path.name for path in save_dir.iterdir())
+            subprocess.run(["mount", "-o", "remount,size=64m", str(save_dir)], check=True)
+            jobs = [{"name": "run", "ranks": 1, "argv": argv}, {"name": "whole", "ranks": 1, "argv": whole}]
+            reports = run_forks(folder, [job | {"attempts": [{}]} for job in jobs])
+            differ = differences(outcome(whole_dir, reports["whole"][0]), outcome(save_dir, reports["run"][0]))
+        finally:
+            subprocess.run(["umount", str(save_dir)], check=True)
+        last_line = full["outputs"][0].strip().splitlines()[-1]
+        wrong += bool(differ) or full["codes"] not in ([74], [0])
+        print(
+            f"{kilobytes} kB: exit {full['codes'][0]}, {last_line[:300]}\n  left: {there}\n  then: {differ or 'equal'}"
+        )
+    return wrong
+
+
+def launchers(folder: Path, args: argparse.Namespace) -> int:
+    """Each launcher with two ranks: SIGTERM to it, SIGTERM to one rank, SIGKILL of one rank; then the same again."""
+    tiny, rows = inputs(folder)
+    config = zero_config(folder, 1)
+    wrong = 0
+    for name, launcher in (("torchrun", torchrun(2)), ("deepspeed", DEEPSPEED)):
+        ends = {}
+        for what in ("whole", "SIGTERM to a rank", "SIGKILL of a rank", "SIGTERM to the launcher"):
+            save_dir = folder / f"{name} {what}"
+            argv = arguments(tiny, rows, save_dir, config, "todi", "full")
+            command = [*launcher, "code/distillation.py", *argv, "--num-epochs", "8"]
+            seconds, code = (0.0, 0) if what == "whole" else interrupt(command, save_dir, what)
+            done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+            ends[what] = [json.loads(line)["loss"] for line in (save_dir / "metrics.jsonl").open()]
+            equal = done.returncode == 0 and ends[what] == ends["whole"]
+            wrong += not equal
+            log = (save_dir / "train.log").read_text()
+            how = f"saved by the signal {'stopped by a signal' in log}, continued {'continues' in log}"
+            print(
+                f"{name}, {what}: ended after {seconds:.1f} s with {code}; {how}, {'equal' if equal else 'NOT EQUAL'}"
+            )
+    return wrong
+
+
+def interrupt(command: list[str], save_dir: Path, what: str) -> tuple[float, int]:
+    """Starts, waits for the first saved state, interrupts. Returns seconds from there to the end, and the exit code."""
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    while not (save_dir / "resume/state.json").exists():
+        time.sleep(0.05)
+    started = time.monotonic()
+    ranks = [pid for pid in descendants(process.pid) if str(save_dir) in cmdline(pid) and "launch" not in cmdline(pid)]
+    ranks = [pid for pid in ranks if "torch.distributed.run" not in cmdline(pid)]
+    victim = process.pid if what.endswith("launcher") else max(ranks)
+    if victim == process.pid and "deepspeed.launcher.runner" in command:
+        victim = next(pid for pid in descendants(process.pid) if "deepspeed.launcher.launch" in cmdline(pid))
+    os.kill(victim, signal.SIGKILL if "SIGKILL" in what else signal.SIGTERM)
+    code = process.wait(timeout=120)
+    return time.monotonic() - started, code
+
+
+def descendants(pid: int) -> list[int]:
+    children = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [*children, *(deeper for child in children for deeper in descendants(child))]
+
+
+def cmdline(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+
+
+def memory(folder: Path, args: argparse.Namespace) -> int:
+    """One run in this process; resident memory at every 20th step, the slope over its second half."""
+    os.environ.update(ENVIRONMENT)
+    tiny, rows = inputs(folder, rows=400)
+    import torch
+
+    import distillation
+    from training.loop import Trainer
+
+    torch.set_num_threads(1)
+    samples: list[tuple[int, float]] = []
+    original = Trainer._train_step
+
+    def step(trainer, planned, number, guard):
+        if number % 20 == 0:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            samples.append((number, pages * os.sysconf("SC_PAGE_SIZE") / 1024))
+        return original(trainer, planned, number, guard)
+
+    Trainer._train_step = step
+    argv = arguments(tiny, rows, folder / "run", zero_config(folder, args.stage), "adakd", "lora")
+    epochs = -(-args.steps // 100)
+    distillation.main([*argv, "--num-epochs", str(epochs), "--resume-interval", "50", "--total-iters", str(args.steps)])
+    steps, kilobytes = zip(*(sample for sample in samples if sample[0] > args.steps / 2))
+    slope, _ = statistics.linear_regression(steps, kilobytes)
+    residuals = [y - slope * x for x, y in zip(steps, kilobytes)]
+    error = statistics.stdev(residuals) / (statistics.pstdev(steps) * len(steps) ** 0.5)
+    for number, value in samples[:: max(1, len(samples) // 10)]:
+        print(f"step {number}: {value / 1024:.1f} MB")
+    print(f"second half: {slope * 1000:.1f} kB in 1,000 steps, standard error {error * 1000:.1f}")
+    return int(slope > max(3 * error, 0.1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("kills", "matrix", "disk", "launchers", "memory"))
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--stage", type=int, default=0, help="ZeRO stage of the memory run")
+    args = parser.parse_args()
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        wrong = globals()[args.what](Path(folder), args)
+    print(f"{args.what}: {'FAILED' if wrong else 'as it should be'}, {time.monotonic() - started:.0f} s")
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Outputs are there whole or not at all; the error of a failed write says where and how much room there is."""
+
+import os
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from data_utils import atomic
+from data_utils.atomic import WriteError, new_folder, put_in_place, remove_unfinished, unfinished, write_text
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "summary.json"
+    write_text(path, "old")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(atomic.os, "fsync", interrupted)
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    write_text(path, "new")
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_folder_is_there_when_it_is_complete(tmp_path, before):
+    folder = tmp_path / "epoch1"
+    if before:
+        folder.mkdir()
+        (folder / "old").touch()
+    with pytest.raises(KeyboardInterrupt), new_folder(folder) as part:
+        (part / "new").touch()
+        assert not (folder / "new").exists()
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.rglob("*")] == (["epoch1", "old"] if before else [])
+    with new_folder(folder) as part:
+        (part / "new").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["epoch1", "new"]
+
+
+def test_a_crash_while_a_folder_is_replaced_loses_neither_version(tmp_path, monkeypatch):
+    """Killed at every rename in turn, the folder is the old or the new one after the next start."""
+    for fatal in (1, 2):
+        folder = tmp_path / f"x{fatal}"
+        folder.mkdir()
+        (folder / "old").touch()
+        part = unfinished(folder)
+        part.mkdir()
+        (part / "new").touch()
+        rename, count = type(folder).rename, [0]
+
+        def dying(path, target, rename=rename, count=count, fatal=fatal):
+            count[0] += 1
+            return interrupted() if count[0] == fatal else rename(path, target)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(type(folder), "rename", dying)
+            put_in_place(part, folder)
+        remove_unfinished(tmp_path)
+        assert [path.name for path in folder.iterdir()] == ["old"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x1", "x2"]
+
+
+def test_what_is_half_written_is_removed_and_nothing_else(tmp_path):
+    (tmp_path / ".a.tmp").mkdir()
+    (tmp_path / ".a.tmp" / "file").touch()
+    (tmp_path / ".b.json.tmp").touch()
+    for name in ("a", "b.tmp", ".c"):
+        (tmp_path / name).touch()
+    remove_unfinished(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".c", "a", "b.tmp"]
+
+
+FULL = {
+    "text": lambda folder: write_text(folder / "x.json", "x" * 100_000),
+    "torch": lambda folder: torch.save(torch.zeros(100_000), folder / "x.pt"),
+    "safetensors": lambda folder: save_file({"x": torch.zeros(100_000)}, folder / "x.safetensors"),
+}
+
+
+@pytest.mark.parametrize("kind", FULL)
+def test_a_full_disk_has_one_kind_of_error(tmp_path, kind):
+    """In a child process, since the limit that stands for the full disk cannot be taken back without rights."""
+    pid = os.fork()
+    if pid == 0:
+        import resource
+        import signal
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+        try:
+            with new_folder(tmp_path / "epoch1") as part:
+                FULL[kind](part)
+        except WriteError as error:
+            os._exit(0 if "was not written" in str(error) and "MB free there" in str(error) else 3)
+        except BaseException:
+            os._exit(4)
+        os._exit(5)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_of_another_kind_stays_what_it_is(tmp_path):
+    with pytest.raises(RuntimeError, match="shape"), new_folder(tmp_path / "x"):
+        raise RuntimeError("shape mismatch")

@@ -1,0 +1,127 @@
+"""What may change when a run is continued, what a log keeps, and what starting over moves aside."""
+
+import json
+from dataclasses import asdict, fields
+
+import pytest
+
+from arguments import TrainConfig, parse_train_arguments
+from training.resume import LENGTH_FLAGS, MAY_CHANGE, Position, check_settings, cut_log, move_aside, read_state
+
+BASE = ("--model-path", "m", "--data-dir", "d", "--save-dir", "outputs/x")
+
+
+def settings(*argv: str, world_size: int = 2, data: str = "a", stage: int = 1) -> tuple[TrainConfig, dict]:
+    config = parse_train_arguments([*BASE, *argv])
+    flags = {name: value for group in config[:-1] for name, value in asdict(group).items()}
+    return config, {
+        "world_size": world_size,
+        "data": {"train": data, "dev": None},
+        "flags": flags,
+        "deepspeed": {"zero_optimization": {"stage": stage}},
+    }
+
+
+def continued(before: tuple, after: tuple, tmp_path, counts_steps: bool = False, **position) -> list[str]:
+    old, (config, new) = before[1], after
+    at = asdict(Position(epoch=3, step_in_epoch=2, step=22)) | position
+    start = {"settings": json.loads(json.dumps(old)), "position": at, "criterion_counts_steps": counts_steps}
+    return check_settings(start, new, config.train, tmp_path)
+
+
+REFUSED = {
+    "lr": (["--lr", "1e-3"], {}, "--lr 0.001 (it has 0.0005)"),
+    "seed": (["--seed", "1"], {}, "--seed 1 (it has 10)"),
+    "batch": (["--batch-size", "4"], {}, "--batch-size 4 (it has 8)"),
+    "objective": (["--kd-objective", "todi"], {}, "--kd-objective todi (it has None)"),
+    "rate": (["--kd-rate", "1"], {}, "--kd-rate 1.0 (it has 0.5)"),
+    "model": (["--model-path", "n"], {}, "--model-path n (it has m)"),
+    "adapter": (["--peft", "lora"], {}, "--peft lora (it has None)"),
+    "lengths": (["--max-length", "300"], {}, "--max-length 300 (it has 512)"),
+    "generation ranks the checkpoints": (["--eval-gen"], {}, "--eval-gen True (it has False)"),
+    "ranks": ([], {"world_size": 1}, "1 processes (it has 2)"),
+    "rows": ([], {"data": "b"}, "--data-dir (another train.jsonl)"),
+    "stage": ([], {"stage": 3}, "--deepspeed_config None (the settings in it differ)"),
+    "end of a cosine": (["--num-epochs", "20"], {}, "--num-epochs 20 (it has 10)"),
+    "before its place": (["--total-iters", "21"], {}, "--total-iters 21 (it has"),
+    "before its epoch": (["--num-epochs", "2"], {}, "--num-epochs 2 (it has"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_would_change_the_run_is_refused_by_name(case, tmp_path):
+    argv, other, message = REFUSED[case]
+    with pytest.raises(ValueError) as refusal:
+        continued(settings(), settings(*argv, **other), tmp_path)
+    assert message in str(refusal.value)
+    assert "--resume never" in str(refusal.value) and "another --save-dir" in str(refusal.value)
+
+
+def test_every_wrong_flag_is_named_at_once(tmp_path):
+    with pytest.raises(ValueError, match=r"--lr 0\.1 .*, --seed 2 .*, 1 processes"):
+        continued(settings(), settings("--lr", "0.1", "--seed", "2", world_size=1), tmp_path)
+
+
+def test_what_is_written_and_how_it_is_computed_may_change(tmp_path):
+    argv = ["--log-interval", "3", "--loss-chunk-mb", "8", "--keep-best-n-checkpoints", "4", "--data-dir", "e"]
+    notes = continued(settings(), settings(*argv), tmp_path)
+    assert sorted(notes) == [
+        "--data-dir d -> e",
+        "--keep-best-n-checkpoints 1 -> 4",
+        "--log-interval 10 -> 3",
+        "--loss-chunk-mb 32 -> 8",
+    ]
+    assert continued(settings(), settings("--save-dir", "outputs/moved"), tmp_path) == []
+
+
+CONSTANT = ("--lr-decay-style", "constant", "--warmup-iters", "5")
+
+
+def test_the_end_may_move_where_nothing_before_it_depends_on_it(tmp_path):
+    before, after = settings(*CONSTANT), settings(*CONSTANT, "--num-epochs", "20", "--total-iters", "99")
+    assert len(continued(before, after, tmp_path)) == 2
+    for more in ({"counts_steps": True}, {"finished": True}):
+        with pytest.raises(ValueError, match="--num-epochs 20"):
+            continued(before, after, tmp_path, **more)
+
+
+def test_the_lists_name_flags_that_exist():
+    config = parse_train_arguments(BASE)
+    names = {field.name for group in config[:-1] for field in fields(group)}
+    assert names >= MAY_CHANGE | set(LENGTH_FLAGS)
+
+
+def test_a_log_loses_the_steps_that_are_taken_again_and_a_torn_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step}) + "\n" for step in (2, 4, 6)]
+    path.write_text("".join(lines) + '{"step": 8, "lo')
+    cut_log(path, 4)
+    assert path.read_text() == "".join(lines[:2])
+    path.write_text("".join(lines)[:-1])
+    cut_log(path, 6)
+    assert path.read_text() == "".join(lines[:2])
+    cut_log(tmp_path / "absent", 3)
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_starting_over_moves_what_a_run_wrote_and_nothing_else(tmp_path):
+    assert move_aside(tmp_path) is None
+    for attempt in (1, 2):
+        for name in ("resume", "epoch1_step2_loss1.0", "eval"):
+            (tmp_path / name).mkdir()
+        for name in ("metrics.jsonl", "train.log", "notes.txt"):
+            (tmp_path / name).write_text(str(attempt))
+        assert move_aside(tmp_path) == tmp_path / "previous" / str(attempt)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "previous"]
+    moved = sorted(path.name for path in (tmp_path / "previous/2").iterdir())
+    assert moved == ["epoch1_step2_loss1.0", "eval", "metrics.jsonl", "resume", "train.log"]
+    assert (tmp_path / "previous/1/train.log").read_text() == "1"
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"format": 0}'])
+def test_a_state_of_another_version_is_refused(tmp_path, text):
+    assert read_state(tmp_path) is None
+    (tmp_path / "resume").mkdir()
+    (tmp_path / "resume/state.json").write_text(text)
+    with pytest.raises(ValueError, match="--resume never"):
+        read_state(tmp_path)
