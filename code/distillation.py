@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
         trainer = prepare(argv)
     except USER_ERRORS as error:  # what a user can get wrong; a failure in training keeps its traceback
         show_error(error)
-        sys.exit(2)
+        sys.exit(NOT_WRITTEN if isinstance(error, WriteError) else 2)
     if trainer is not None:
         run(trainer)
 

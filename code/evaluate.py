@@ -6,7 +6,7 @@
 The checkpoint is a whole model or a LoRA adapter (its base comes from the adapter, or: --model-path BASE --peft-path
 ADAPTER). Starts with `python`, or with `torchrun`/`deepspeed` to share the prompts among ranks; the answers do not
 depend on how many there are. Writes answers, metrics and summary.json, and prints a table. Exit code 2: the input is
-wrong, and the message says which flag and what to do.
+wrong, and the message says which flag and what to do; 74: a result could not be written.
 """
 
 import json
@@ -20,7 +20,7 @@ from torch import distributed as dist
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from arguments import EvaluateArguments, EvaluateConfig, GenerationArguments, parse_evaluate_arguments
-from data_utils.atomic import write_text
+from data_utils.atomic import WriteError, write_text
 from data_utils.dataset import Row, read_rows
 from data_utils.prompts import cut_prompts, encode_prompts
 from evaluation.generation import generate_answers
@@ -28,6 +28,7 @@ from evaluation.results import summarise, table, write_answers
 from evaluation.rouge import rouge_l
 from models.loading import load_checkpoint
 from training.ranks import USER_ERRORS, show_error
+from training.stopping import NOT_WRITTEN
 
 
 def main(argv: list[str]) -> None:
@@ -44,11 +45,15 @@ def main(argv: list[str]) -> None:
     if config.ignored_flags:
         report(f"without effect here: {' '.join(config.ignored_flags)}")
 
-    scores = {name: evaluate_set(model, tokenizer, name, rows, config, save_dir) for name, rows in data.items()}
-    if is_main_process():
-        summary = summarise(scores)
-        write_text(save_dir / "summary.json", json.dumps({"rougeL": summary}, indent=2) + "\n")
-        print(f"ROUGE-L of {args.model_path}\n\n{table(summary)}")
+    try:
+        scores = {name: evaluate_set(model, tokenizer, name, rows, config, save_dir) for name, rows in data.items()}
+        if is_main_process():
+            summary = summarise(scores)
+            write_text(save_dir / "summary.json", json.dumps({"rougeL": summary}, indent=2) + "\n")
+            print(f"ROUGE-L of {args.model_path}\n\n{table(summary)}")
+    except WriteError as error:
+        print(f"error: --save-dir {save_dir}: {error}; make room, or pass another folder", file=sys.stderr)
+        sys.exit(NOT_WRITTEN)
 
 
 def load(args: EvaluateArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -152,8 +157,7 @@ def report(message: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    main(sys.argv[1:])
+    # Not after a failure: the other ranks may be in the middle of a collective, and leaving the group waits for them.
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -10,12 +10,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data_utils.atomic import write_text
+from data_utils.atomic import explained, write_text
 
 
 def write_answers(folder: Path, records: Sequence[Mapping], metrics: Mapping) -> None:
     """answers.jsonl, then metrics.json: a folder with metrics is complete."""
-    folder.mkdir(parents=True, exist_ok=True)
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "answers.jsonl", "".join(json.dumps(record) + "\n" for record in records))
     write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
 

@@ -3,6 +3,7 @@
 Real processes that are really killed; tests/soak/ has the long campaigns.
 """
 
+import json
 import random
 from pathlib import Path
 
@@ -26,6 +27,8 @@ RUNS = {
     "SIGINT to one rank": (2, 1, "full", "adakd", [{"step": 3, "rank": 1, "signal": INT}]),
     "SIGTERM to all ranks": (2, 3, "full", "todi", [{"step": 2, "rank": -1, "signal": TERM}]),
 }
+MORE_SETTINGS = {"killed twice": {"zero_optimization": {"stage": 3}}}  # models as small as these stay whole
+MORE_FLAGS = {"killed while it writes": ("--eval-gen", "--do-sample", "--max-new-tokens", "3")}
 # What an interrupted attempt ends with, where it is not the SIGKILL.
 CODES = {"SIGTERM": [75], "file too large": [74], "SIGINT to one rank": [75, 75], "SIGTERM to all ranks": [75, 75]}
 # name -> ranks, DeepSpeed settings, where, in which steps, on which rank.
@@ -50,11 +53,12 @@ def results(tiny, rows, tmp_path_factory) -> tuple[Path, dict]:
 
     def job(name: str, ranks: int, config: Path, objective: str, student: str, attempts: list[dict]) -> dict:
         argv = arguments(tiny, rows, folder / name, config, objective, student)
+        argv += MORE_FLAGS.get(name.partition(".")[0], ())
         jobs.append({"name": name, "ranks": ranks, "argv": argv, "attempts": attempts})
         return jobs[-1]
 
     for name, (ranks, stage, student, objective, faults) in RUNS.items():
-        config = zero_config(folder, stage)
+        config = zero_config(folder, stage, **MORE_SETTINGS.get(name, {}))
         job(f"{name}.whole", ranks, config, objective, student, [{}])
         cut = job(f"{name}.cut", ranks, config, objective, student, [*({"fault": fault} for fault in faults), {}])
         if name == "SIGTERM":

@@ -2,6 +2,7 @@
 
     python tests/soak/campaign.py kills [--kills 20] [--seed 0]   kill -9 anywhere, resume, compare to the bit
     python tests/soak/campaign.py matrix [--seed 0]     the same, once for every ZeRO stage, student, objective, ranks
+    python tests/soak/campaign.py configs [--seed 0]    the same for the files in configs/deepspeed, on two ranks
     python tests/soak/campaign.py disk                  a real file system that fills (tmpfs; needs root)
     python tests/soak/campaign.py launchers             signals and a dying rank under torchrun and deepspeed
     python tests/soak/campaign.py memory [--steps 2000] resident memory over a long run
@@ -48,7 +49,7 @@ def compare(folder: Path, cases: dict[str, tuple]) -> int:
     tiny, rows = inputs(folder)
     jobs = []
     for name, (ranks, stage, student, objective, faults) in cases.items():
-        config = zero_config(folder, stage)
+        config = stage if isinstance(stage, Path) else zero_config(folder, stage)
         for kind, attempts in (("whole", [{}]), ("cut", [*({"fault": fault} for fault in faults), {}])):
             argv = arguments(tiny, rows, folder / f"{name}.{kind}", config, objective, student)
             jobs.append({"name": f"{name}.{kind}", "ranks": ranks, "argv": argv, "attempts": attempts})
@@ -66,6 +67,16 @@ def compare(folder: Path, cases: dict[str, tuple]) -> int:
         print(f"{name:28} {case[-1]} {codes}: {killed} killed, {differ[:5] or 'equal to the bit'}", flush=True)
     print(f"{len(cases) - wrong} of {len(cases)} runs equal")
     return wrong
+
+
+def configs(folder: Path, args: argparse.Namespace) -> int:
+    """The shipped DeepSpeed files: every stage, fp32, bf16, fp16 and offload."""
+    draw = random.Random(args.seed)
+    cases = {}
+    for path in sorted((ROOT / "configs/deepspeed").glob("*.json")):
+        student = draw.choice(list(STUDENTS))
+        cases[f"{path.stem} {student}"] = (2, path, student, "adakd", [random_fault(draw, 2)])
+    return compare(folder, cases)
 
 
 def random_fault(draw: random.Random, ranks: int) -> dict:
@@ -149,7 +160,8 @@ def launchers(folder: Path, args: argparse.Namespace) -> int:
             log = (save_dir / "train.log").read_text()
             how = f"saved by the signal {'stopped by a signal' in log}, continued {'continues' in log}"
             print(
-                f"{name}, {what}: ended after {seconds:.1f} s with {code}; {how}, {'equal' if equal else 'NOT EQUAL'}"
+                f"{name}, {what}: ended after {seconds:.1f} s with {code}; {how}, {'equal' if equal else 'NOT EQUAL'}",
+                flush=True,
             )
     return wrong
 
@@ -216,7 +228,7 @@ def memory(folder: Path, args: argparse.Namespace) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("kills", "matrix", "disk", "launchers", "memory"))
+    parser.add_argument("what", choices=("kills", "matrix", "configs", "disk", "launchers", "memory"))
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=2000)
