@@ -14,7 +14,6 @@ Shapes: N response positions, E hidden size of the teacher, V vocabulary.
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import time
 import uuid
@@ -28,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from arguments import TeacherArguments
+from data_utils.atomic import new_file, remove_unfinished, write_text
 from data_utils.batches import Example
 from data_utils.dataset import InstructionDataset
 from models.heads import LanguageModelHead
@@ -94,18 +94,19 @@ class TeacherCache:
     def start(self, head: LanguageModelHead, teacher: str) -> None:
         """Writes what is not a state: the head, and at last the manifest that makes the folder a cache."""
         tensors = dict(zip(("weight", "bias"), (p.cpu().contiguous() for p in head.parameters() if p is not None)))
-        self._write(HEAD, lambda path: save_file(tensors, path))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._save(HEAD, tensors)
         manifest = {"made_by": self.made_by, "teacher": teacher, "scale": head.scale, "softcap": head.softcap}
-        self._write(MANIFEST, lambda path: path.write_text(json.dumps(manifest, indent=2) + "\n"))
+        write_text(self.folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
 
     def write_shard(self, keys: Sequence[bytes], states: Sequence[Tensor]) -> None:
-        """Adds the states [n, E] of some examples."""
+        """Adds the states [n, E] of some examples. Raises WriteError; what was complete before is intact."""
         tensors = {
             "keys": torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).reshape(-1, 16),
             "counts": torch.tensor([len(part) for part in states]),
             "states": torch.cat(list(states)),
         }
-        self._write(f"states-{uuid.uuid4().hex}.safetensors", lambda path: save_file(tensors, path))
+        self._save(f"states-{uuid.uuid4().hex}.safetensors", tensors)
 
     def check_room(self, size: int) -> None:
         """Raises ValueError if `size` bytes do not fit on the disk."""
@@ -132,19 +133,13 @@ class TeacherCache:
             raise ValueError(
                 f"--teacher-cache {self.folder}: another run is filling it; start this one when that one trains"
             ) from None
-        for unfinished in self.folder.glob(".*.tmp"):
-            unfinished.unlink()
+        remove_unfinished(self.folder)
         return file
 
-    def _write(self, name: str, write) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        unfinished = self.folder / f".{name}.tmp"
-        write(unfinished)
-        unfinished.chmod(0o644)  # the safetensors library writes for the owner alone; a cache is shared
-        descriptor = os.open(unfinished, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-        unfinished.rename(self.folder / name)
+    def _save(self, name: str, tensors: dict[str, Tensor]) -> None:
+        with new_file(self.folder / name) as part:
+            save_file(tensors, part)
+            part.chmod(0o644)  # the safetensors library writes for the owner alone; a cache is shared
 
     def _check_maker(self, made_by: dict[str, str]) -> None:
         differ = [name for name, value in self.made_by.items() if made_by.get(name) != value]

@@ -44,12 +44,20 @@ def remove(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Raises WriteError."""
+    with new_file(path) as part:
+        part.write_text(text)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yields where to write a file; where that succeeds it becomes `path`.
+
+    Raises WriteError, and leaves `path` as it was.
+    """
+    part = unfinished(path)
     with explained(path):
-        part = unfinished(path)
-        with part.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield part
+        sync(part)
         part.replace(path)
         sync(path.parent)
 

@@ -60,7 +60,7 @@ class InstructionDataset:
 
     def keys(self) -> list[bytes]:
         """`Example.key` of every example."""
-        columns = [self._table.data[name] for name in ("prompt_ids", "response_ids")]
+        columns = self._prompts, self._responses
         ids = [pc.list_flatten(column).to_numpy() for column in columns]
         ends = [_list_lengths(column).cumsum()[:-1] for column in columns]
         prompts, responses = (np.split(values, at) for values, at in zip(ids, ends))
