@@ -24,11 +24,11 @@ def parameters(checkpoint: Path) -> int:
 
 
 def training_seconds(run: Path) -> float:
-    """From the first to the last line of train.log."""
+    """From the first to the last line of train.log that has a time; those of a report within have none."""
     times = [
         datetime.strptime(line[:19], "%Y-%m-%d %H:%M:%S")
         for line in (run / "train.log").read_text().splitlines()
-        if line
+        if line[:1].isdigit()
     ]
     return (times[-1] - times[0]).total_seconds()
 
