@@ -81,10 +81,11 @@ def observe(argv: list[str]) -> dict:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         seen.setdefault("gradients", [p.grad.clone() for p in parameters if p.grad is not None])
 
-    def run_and_look(trainer: Trainer) -> None:
-        original_run(trainer)
+    def run_and_look(trainer: Trainer) -> bool:
+        finished = original_run(trainer)
         with torch.no_grad():
             seen["logits"] = trainer.distiller.student(input_ids=TOKENS).logits
+        return finished
 
     hook = register_optimizer_step_pre_hook(keep_gradients)
     original_run, Trainer.run = Trainer.run, run_and_look
