@@ -18,7 +18,7 @@ EVENTS = 80  # changes in its folder that each of these runs makes, at least: a 
 KILL, TERM, INT = "SIGKILL", "SIGTERM", "SIGINT"
 RUNS = {
     "killed while it writes": (1, 0, "full", "adakd", [{"event": draw.randrange(1, EVENTS)} for _ in range(3)]),
-    "killed in a step": (1, 1, "lora", "todi", [{"step": draw.randrange(3, 13), "signal": KILL}]),
+    "killed after a record": (1, 1, "lora", "todi", [{"step": 10, "signal": KILL}]),
     "killed twice": (1, 3, "lora", "adakd", [{"step": 4, "signal": KILL}, {"event": 55}]),
     "SIGTERM": (1, 2, "full", "todi", [{"step": 5, "signal": TERM}]),
     "file too large": (1, 0, "full", "todi", [{"file_size": 100_000, "from_step": 3}]),
