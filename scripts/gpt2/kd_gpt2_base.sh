@@ -18,6 +18,7 @@ CKPT_NAME=${CKPT_NAME:-gpt2-base}
 CKPT_PATH=${CKPT_PATH:-model_hub/gpt2/gpt2-base} # a folder or a hub id (openai-community/gpt2)
 TEACHER_MODEL_NAME=${TEACHER_MODEL_NAME:-gpt2-xlarge}
 TEACHER_MODEL_PATH=${TEACHER_MODEL_PATH:-outputs/gpt2/gpt2-xlarge/sft} # a run folder, a checkpoint or a hub id
+TEACHER_CACHE=${TEACHER_CACHE:-} # outputs/gpt2/gpt2-xlarge/cache: the teacher runs once, for all KD runs
 # data: train.jsonl, dev.jsonl and valid.jsonl
 DATA_DIR=${DATA_DIR:-data/dolly}
 # hyper-parameters; a step sees BATCH_SIZE x GRAD_ACC x GPUS x NNODES examples

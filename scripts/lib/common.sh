@@ -307,6 +307,7 @@ run_kd() {
     add_training_flags
     flags+=(--teacher-model-path "$TEACHER_MODEL_PATH")
     if [[ -n ${TEACHER_PEFT_PATH:-} ]]; then flags+=(--teacher-peft-path "$TEACHER_PEFT_PATH"); fi
+    if [[ -n ${TEACHER_CACHE:-} ]]; then flags+=(--teacher-cache "$TEACHER_CACHE"); fi
     flags+=(--kd-objective "$KD_OBJ" --kd-rate "$KD_RATE" --kd-temperature "$KD_TEMP")
     if [[ -n $ADAKD_BASE ]]; then flags+=(--adakd-base "$ADAKD_BASE"); fi
     launch code/distillation.py "${flags[@]}" "$@"

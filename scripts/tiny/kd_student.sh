@@ -18,6 +18,7 @@ CKPT_NAME=${CKPT_NAME:-student}
 CKPT_PATH=${CKPT_PATH:-model_hub/tiny/student-init} # random weights and a tokenizer
 TEACHER_MODEL_NAME=${TEACHER_MODEL_NAME:-teacher}
 TEACHER_MODEL_PATH=${TEACHER_MODEL_PATH:-outputs/tiny/teacher/sft} # a run folder or a checkpoint
+TEACHER_CACHE=${TEACHER_CACHE:-} # outputs/tiny/teacher/cache: the teacher runs once, for all KD runs
 # data: train.jsonl, dev.jsonl and valid.jsonl
 DATA_DIR=${DATA_DIR:-data/sample}
 TRAIN_NUM=${TRAIN_NUM:-600} # rows; soft targets help most where the student sees few

@@ -21,6 +21,7 @@ TEACHER_MODEL_NAME=${TEACHER_MODEL_NAME:-llama2-7b-hf}
 # a folder or a hub id (meta-llama/Llama-2-7b-hf)
 TEACHER_MODEL_PATH=${TEACHER_MODEL_PATH:-model_hub/llama2/llama2-7b-hf}
 TEACHER_PEFT_PATH=${TEACHER_PEFT_PATH-outputs/llama2/llama2-7b-hf/sft} # its LoRA run or checkpoint; empty: none
+TEACHER_CACHE=${TEACHER_CACHE:-} # outputs/llama2/llama2-7b-hf/cache: the teacher runs once, for all KD runs
 # data: train.jsonl, dev.jsonl and valid.jsonl
 DATA_DIR=${DATA_DIR:-data/dolly}
 # hyper-parameters; a step sees BATCH_SIZE x GRAD_ACC x GPUS x NNODES examples

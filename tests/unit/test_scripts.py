@@ -242,6 +242,7 @@ def test_cross_entropy_in_a_kd_script_is_the_sft_run(script, objective):
         ({"GRADIENT_CHECKPOINTING": 1}, "model", "gradient_checkpointing", True),
         ({"TEACHER_MODEL_PATH": "org/teacher"}, "teacher", "teacher_model_path", "org/teacher"),
         ({"TEACHER_PEFT_PATH": "org/adapter"}, "teacher", "teacher_peft_path", "org/adapter"),
+        ({"TEACHER_CACHE": "outputs/with a space"}, "teacher", "teacher_cache", "outputs/with a space"),
         ({"DATA_DIR": "data/with a space"}, "data", "data_dir", "data/with a space"),
         ({"TRAIN_NUM": 100}, "data", "train_num", 100),
         ({"DEV_NUM": 50}, "data", "dev_num", 50),
