@@ -1,9 +1,10 @@
 """A training step of distillation: dense and padded to 512, against packed and chunked, with live and cached teacher.
 
 Models of SmolLM2-135M's sizes (30 layers) and of 10 of its layers, random weights, no download; row lengths of Dolly;
-forward, backward and AdamW in fp32. Each variant runs in a process of its own, so that peak memory is its own; all see
-the same examples. "SFT" is the same student without a teacher. The passes of the teacher alone are timed too: over
-these batches as an epoch takes them, and as the cache is made.
+forward, backward and AdamW in fp32 (the last variant: in bf16 with fp32 master weights, as DeepSpeed has it). Each
+variant runs in a process of its own, so that peak memory is its own; all see the same examples. "SFT" is the same
+student without a teacher. The passes of the teacher alone are timed too: over these batches as an epoch takes them, and
+as the cache is made.
 
     python benchmarks/bench_step.py [--objective todi] [--batches 3] [--batch-size 4]
 
@@ -13,6 +14,7 @@ Prints a table and writes benchmarks/results/<date>-bench_step-<objective>.json.
 import argparse
 import json
 import logging
+import os
 import resource
 import subprocess
 import sys
@@ -43,11 +45,13 @@ from training.optimizer import build_optimizer  # noqa: E402
 from training.teachers import TOKENS_PER_BATCH, token_batches  # noqa: E402
 
 MAX_LENGTH, VOCABULARY, TEMPERATURE = 512, 49152, 2.0
+HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}  # as scripts/lib/common.sh sets it; for all variants
 STEPS = {
     "dense": "padded to 512, dense logits",
     "live": "packed, chunked loss, live teacher",
     "cached": "packed, chunked loss, cached teacher",
     "sft": "packed, chunked loss, SFT",
+    "live-bf16": "packed, chunked loss, live teacher, bf16",
 }
 PASSES = {"teacher": "the teacher alone, batches of an epoch", "fill": "the teacher alone, making the cache"}
 
@@ -67,8 +71,8 @@ def smollm2(layers: int, seed: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def live_teacher() -> LiveTeacher:
-    model = smollm2(30, seed=2).eval().requires_grad_(False)
+def live_teacher(dtype: torch.dtype = torch.float32) -> LiveTeacher:
+    model = smollm2(30, seed=2).eval().requires_grad_(False).to(dtype)
     return LiveTeacher(SplitModel(model, find_head(model)))
 
 
@@ -81,6 +85,29 @@ def make_batches(count: int, size: int) -> list[list[Example]]:
 
     examples = [Example(ids(prompt), ids(response)) for prompt, response in DOLLY]
     return [examples[i * size : (i + 1) * size] for i in range(count + 1)]
+
+
+class MasterWeights:
+    """AdamW on fp32 copies of the weights, where these are not fp32 themselves."""
+
+    def __init__(self, model: LlamaForCausalLM):
+        self.weights = list(model.parameters())
+        masters = smollm2(10, seed=1) if model.dtype != torch.float32 else model
+        self.masters = list(masters.parameters())
+        self.optimizer = build_optimizer(masters, TrainArguments(lr=1e-4))
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for weight, master in zip(self.weights, self.masters):
+            master.grad = weight.grad.to(master.dtype)
+        self.optimizer.step()
+        for weight, master in zip(self.weights, self.masters):
+            if weight is not master:
+                weight.copy_(master)
+
+    def zero_grad(self) -> None:
+        for parameter in (*self.weights, *self.masters):
+            parameter.grad = None
 
 
 class Rows:
@@ -114,17 +141,19 @@ def timed(batches: list[list[Example]], step: Callable[[list[Example]], float]) 
 
 
 def step_of(variant: str, cache: str, args: argparse.Namespace) -> Callable[[list[Example]], float]:
-    student = smollm2(10, seed=1)
+    dtype = torch.bfloat16 if variant.endswith("bf16") else torch.float32
+    student = smollm2(10, seed=1).to(dtype)
     kd = KDArguments(kd_objective="cross_entropy" if variant == "sft" else args.objective, kd_temperature=TEMPERATURE)
     if variant == "dense":
         teacher, optimizer = live_teacher().model.model, torch.optim.AdamW(student.parameters(), lr=1e-4)
     else:
-        optimizer = build_optimizer(student, TrainArguments(lr=1e-4))
+        optimizer = MasterWeights(student)
         distiller = Distiller(
             SplitModel(student, find_head(student)), build_criterion(kd.objective, kd), kd.loss_chunk_mb
         )
         source = {
             "live": live_teacher,
+            "live-bf16": lambda: live_teacher(dtype),
             "cached": lambda: CachedTeacher(TeacherCache(cache, {"teacher": "random"}), torch.device("cpu")),
             "sft": lambda: None,
         }[variant]()
@@ -183,9 +212,9 @@ def main() -> None:
 
     results = {}
     with tempfile.TemporaryDirectory() as cache:
-        for variant in ("dense", "live", "fill", "cached", "sft", "teacher"):
+        for variant in ("dense", "live", "fill", "cached", "sft", "teacher", "live-bf16"):
             command = [sys.executable, __file__, *sys.argv[1:], "--variant", variant, cache]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=os.environ | HUGE_PAGES)
             results[variant] = json.loads(done.stdout.splitlines()[-1])
     print_tables(results)
     path = ROOT / f"benchmarks/results/{date.today()}-bench_step-{args.objective}.json"

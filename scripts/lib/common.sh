@@ -75,6 +75,8 @@ while [[ -z ${MASTER_PORT:-} ]] || { [[ -n ${drawn:-} ]] && port_is_taken "$MAST
 done
 require_number NODE_RANK 0 "node 0 is the one at MASTER_ADDR"
 if [[ $GPUS -eq 0 ]]; then DEVICE=cpu; fi
+# PyTorch then asks for large pages: on a CPU a step spends a tenth of its time on getting memory page by page.
+export THP_MEM_ALLOC_ENABLE=${THP_MEM_ALLOC_ENABLE:-1}
 PROCESSES=$((GPUS > 0 ? GPUS : 1)) # of one node
 
 # run_printed COMMAND...: prints the command and, except in a dry run, runs it in the foreground.
