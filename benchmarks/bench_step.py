@@ -189,7 +189,7 @@ def fill(batches: list[list[Example]], cache: TeacherCache) -> dict:
         for places in token_batches([(rows, i) for i in range(len(examples))], TOKENS_PER_BATCH):
             batch = collate([rows.examples[i] for _, i in places], 0, MAX_LENGTH, "packed")
             writer.add(batch.examples, teacher.model.hidden_states(batch))
-        writer.flush()
+        writer.close()
 
     compute(batches[0])
     started = time.perf_counter()

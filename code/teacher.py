@@ -54,7 +54,13 @@ class CachedTeacher:
         self._device = device
 
     def states(self, batch: Batch) -> TeacherStates:
-        hidden_NE = self.cache.states(batch.examples) if batch.examples else self.head.linear.weight.new_zeros(0, 1)
+        if batch.examples:
+            hidden_NE = self.cache.states(batch.examples)
+        else:  # a rank without an example in this micro-step
+            weight_VE = self.head.linear.weight
+            hidden_NE = weight_VE.new_zeros(0, weight_VE.shape[1])
+        if self._device.type == "cuda" and not hidden_NE.is_cuda:
+            hidden_NE = hidden_NE.pin_memory()  # or the copy would wait for the device
         return TeacherStates(hidden_NE.to(self._device, non_blocking=True), self.head)
 
 

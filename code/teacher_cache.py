@@ -27,15 +27,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from arguments import TeacherArguments
-from data_utils.atomic import new_file, remove_unfinished, write_text
+from data_utils.atomic import WriteError, new_file, remove_unfinished, write_text
 from data_utils.batches import Example
 from data_utils.dataset import InstructionDataset
+from models.files import INDEX, MODEL, weight_files
 from models.heads import LanguageModelHead
 from models.sharding import frozen_linear
 
 FORMAT = 1
 MANIFEST, HEAD, LOCK = "manifest.json", "head.safetensors", ".lock"
 SHARD_BYTES, SHARD_SECONDS = 2**28, 60.0  # a shard is written when it is this large, or this old
+HUB_FILES = ["config.json", MODEL, INDEX, "model-*.safetensors"]
 SAMPLES, SAMPLE_BYTES = 1024, 4096  # of a weight file; all of it where it is not larger than they are together
 
 
@@ -50,12 +52,17 @@ class TeacherCache:
         self.made_by = made_by
         self._shards: dict[str, safe_open] = {}
         self._places: dict[bytes, tuple[str, int, int]] = {}  # shard, first row, rows
-        if (self.folder / MANIFEST).is_file():
-            self._check_maker(json.loads((self.folder / MANIFEST).read_text())["made_by"])
-            self.refresh()
+        self.refresh()
+
+    @property
+    def exists(self) -> bool:
+        return (self.folder / MANIFEST).is_file()
 
     def refresh(self) -> None:
-        """Finds what has been added, by whichever rank."""
+        """Finds what has been added, by whichever rank or run. Raises as the constructor does."""
+        if not self.exists:
+            return
+        self._check_maker(json.loads((self.folder / MANIFEST).read_text())["made_by"])
         for path in sorted(self.folder.glob("states-*.safetensors")):
             if path.name in self._shards:
                 continue
@@ -92,7 +99,12 @@ class TeacherCache:
         return LanguageModelHead(linear, len(linear.weight), manifest["scale"], manifest["softcap"])
 
     def start(self, head: LanguageModelHead, teacher: str) -> None:
-        """Writes what is not a state: the head, and at last the manifest that makes the folder a cache."""
+        """Writes what is not a state: the head, and at last the manifest that makes the folder a cache.
+
+        Raises ValueError if there are states already, of nobody knows which teacher.
+        """
+        if any(self.folder.glob("states-*")):
+            raise ValueError(f"--teacher-cache {self.folder}: has states but no {MANIFEST}; delete the folder")
         tensors = dict(zip(("weight", "bias"), (p.cpu().contiguous() for p in head.parameters() if p is not None)))
         self.folder.mkdir(parents=True, exist_ok=True)
         self._save(HEAD, tensors)
@@ -158,15 +170,31 @@ class ShardWriter:
         self._keys: list[bytes] = []
         self._states: list[Tensor] = []
         self._started = time.monotonic()
+        self._failure: WriteError | None = None
 
     def add(self, examples: Sequence[Example], hidden_NE: Tensor) -> None:
+        """Keeps the states of the examples, and writes them when it has enough.
+
+        A write that fails is raised by `close`: a sharded teacher needs this rank until the pass ends.
+        """
+        if self._failure is not None:
+            return
         self._keys += [example.key for example in examples]
         self._states += hidden_NE.cpu().split([len(example.response_ids) for example in examples])
         size = sum(part.numel() * part.element_size() for part in self._states)
         if size >= SHARD_BYTES or time.monotonic() - self._started > SHARD_SECONDS:
-            self.flush()
+            try:
+                self._flush()
+            except WriteError as error:
+                self._failure = error
 
-    def flush(self) -> None:
+    def close(self) -> None:
+        """Writes what is left. Raises WriteError."""
+        if self._failure is not None:
+            raise self._failure
+        self._flush()
+
+    def _flush(self) -> None:
         if self._keys:
             self.cache.write_shard(self._keys, self._states)
         self._keys, self._states, self._started = [], [], time.monotonic()
@@ -174,14 +202,14 @@ class ShardWriter:
 
 def fingerprint(args: TeacherArguments, dtype: torch.dtype) -> dict[str, str]:
     """What the teacher's hidden states depend on besides the token ids. Reads samples of the weights, loads none."""
-    folder = Path(args.teacher_model_path)
+    path, folder = args.teacher_model_path, Path(args.teacher_model_path)
     if not folder.is_dir():
-        patterns = ["*.safetensors", "*.json"]
-        folder = Path(snapshot_download(str(folder), revision=args.teacher_revision, allow_patterns=patterns))
+        folder = Path(snapshot_download(path, revision=args.teacher_revision, allow_patterns=HUB_FILES))
+    weights = weight_files("--teacher-model-path", str(folder))
     adapter = args.teacher_peft_path
     return {
         "format": str(FORMAT),
-        "weights": _digest([folder / "config.json", *sorted(folder.glob("*.safetensors"))]),
+        "weights": _digest([folder / "config.json", *weights]),
         "adapter": _digest(sorted(Path(adapter).glob("adapter_*"))) if adapter else "none",
         "dtype": str(dtype).removeprefix("torch."),
     }

@@ -57,14 +57,19 @@ def read_json(flag: str, path: Path) -> dict:
     return content
 
 
-def read_shapes(flag: str, folder: str, name: str = MODEL) -> dict[str, tuple[int, ...]]:
-    """Name and shape of each tensor of a folder's weights. Raises ValueError if a file is absent or cut short."""
+def weight_files(flag: str, folder: str, name: str = MODEL) -> list[Path]:
+    """The files that hold a folder's weights, whether they are there or not."""
     files = [Path(folder) / name]
     if name == MODEL and not files[0].is_file() and (Path(folder) / INDEX).is_file():
         index = read_json(flag, Path(folder) / INDEX)
         files = [Path(folder) / shard for shard in sorted(set(index.get("weight_map", {}).values()))]
+    return files
+
+
+def read_shapes(flag: str, folder: str, name: str = MODEL) -> dict[str, tuple[int, ...]]:
+    """Name and shape of each tensor of a folder's weights. Raises ValueError if a file is absent or cut short."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for file in files:
+    for file in weight_files(flag, folder, name):
         if not file.is_file():
             raise ValueError(f"{flag} {folder}: {_absent(Path(folder), file.name)}")
         shapes |= _read_header(flag, file)

@@ -59,7 +59,9 @@ class LanguageModelHead:
             shared_VD.addmm_(grad_raw_CV.T, hidden_CD)
         elif grad_raw_CV.is_cuda:  # half precision in, fp32 out: a sum over rows can leave the range of fp16
             shared_VD += torch.mm(grad_raw_CV.T, hidden_CD, out_dtype=shared_VD.dtype)
-        elif grad_raw_CV.dtype == torch.bfloat16:  # summed in fp32 over the rows of a chunk, and over the chunks
+        elif (
+            grad_raw_CV.dtype == torch.bfloat16
+        ):  # a chunk's sum is rounded to bf16, as the whole will be; chunks add up in fp32
             shared_VD += torch.mm(grad_raw_CV.T, hidden_CD)
         else:
             shared_VD.addmm_(grad_raw_CV.T.to(shared_VD.dtype), hidden_CD.to(shared_VD.dtype))

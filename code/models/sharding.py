@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import deepspeed
 import torch
+from deepspeed.runtime.zero import parameter_offload
 from torch import nn
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
@@ -42,6 +43,20 @@ def shard(model: nn.Module, settings: dict) -> deepspeed.DeepSpeedEngine:
     """Partitions what is whole still, and makes the modules gather; the model stays usable by itself."""
     engine, *_ = deepspeed.initialize(model=model, config=settings)
     return engine
+
+
+def prefetch_for(body: nn.Module, engine: deepspeed.DeepSpeedEngine) -> None:
+    """Lets DeepSpeed gather ahead where `body` is called and not the engine's module, at which it counts forwards."""
+    body.register_forward_pre_hook(lambda *_: engine.optimizer.get_param_coordinator().reset_step())
+
+
+def free(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Ends `shard`; the model's memory is free once nobody else holds it."""
+    model = engine.module
+    engine.destroy()
+    # DeepSpeed keeps a list of all its models, and takes none out.
+    if model in parameter_offload.FWD_MODULE_STACK:
+        parameter_offload.FWD_MODULE_STACK.remove(model)
 
 
 def whole_linear(linear: nn.Linear) -> nn.Linear:

@@ -269,8 +269,12 @@ class Trainer:
             synced=self.engine.zero_optimization_stage() == 3,
             description="dev answers",
         )
-        scores = rouge_l(answers_of_seeds[self.args.seed], [row.responses for row in rows])
-        return sum(scores) / len(scores)
+        mean: list[float | None] = [None]
+        if dist.get_rank() == 0:
+            scores = rouge_l(answers_of_seeds[self.args.seed], [row.responses for row in rows])
+            mean = [sum(scores) / len(scores)]
+        dist.broadcast_object_list(mean)
+        return mean[0]
 
 
 def total_steps(plan: EpochPlan, args: TrainArguments) -> int:

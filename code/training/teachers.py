@@ -5,6 +5,7 @@ again before the student is loaded; a run whose rows are all there loads no body
 """
 
 import gc
+import hashlib
 import logging
 import time
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from data_utils.dataset import InstructionDataset
 from models.heads import LanguageModelHead, SplitModel
 from models.loading import load_teacher
 from models.probes import batch_layout, split
-from models.sharding import partitioned_loading, shard, sharding_settings
+from models.sharding import free, partitioned_loading, prefetch_for, shard, sharding_settings
 from teacher import CachedTeacher, LiveTeacher
 from teacher_cache import ShardWriter, TeacherCache, fingerprint
 from training.engine import training_dtype
@@ -37,22 +38,30 @@ class LoadedTeacher:
     """A teacher in memory: whole on this rank, or this rank's share of it."""
 
     def __init__(self, config: TrainConfig, dtype: torch.dtype, settings: dict, device: torch.device):
-        sharding = sharding_settings(settings, dtype)
-        args = config.model
+        args, sharding = config.model, sharding_settings(settings, dtype)
+
+        def load():
+            return load_teacher(config.teacher, dtype, args.attn_implementation, args.trust_remote_code)
+
         self.engine: DeepSpeedEngine | None = None
-        # An adapter is merged into whole weights, so these are partitioned afterwards only.
-        with partitioned_loading(None if config.teacher.teacher_peft_path else sharding):
-            model = load_teacher(config.teacher, dtype, args.attn_implementation, args.trust_remote_code)
+        if sharding and config.teacher.teacher_peft_path is None:
+            with partitioned_loading(sharding):  # collective
+                model = load()
+        else:  # an adapter is merged into whole weights
+            model = together(load)
         if sharding:
             self.engine = shard(model, sharding)
         else:
             model.to(device)
         self.split: SplitModel = split(model)
+        if self.engine is not None and isinstance(self.split.head, LanguageModelHead):
+            prefetch_for(model.base_model, self.engine)
 
     def free(self) -> None:
+        self.split = None
         if self.engine is not None:
-            self.engine.destroy()
-        self.engine = self.split = None
+            free(self.engine)
+        self.engine = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -72,12 +81,26 @@ def build_teacher(
         loaded = LoadedTeacher(config, dtype, settings, device)
         return LiveTeacher(loaded.split, loaded.engine)
     cache = together(lambda: TeacherCache(config.teacher.teacher_cache, fingerprint(config.teacher, dtype)))
-    missing = cache.missing(datasets)
+    missing = _missing(cache, datasets)
     total = sum(map(len, datasets))
     logger.info("teacher cache %s: has %d of %d examples", cache.folder, total - len(missing), total)
     if missing:
-        _fill(cache, missing, config, settings, dtype, pad_id, device, logger)
+        _fill(cache, datasets, config, settings, dtype, pad_id, device, logger)
     return CachedTeacher(cache, device)
+
+
+def _missing(cache: TeacherCache, datasets: Sequence[InstructionDataset]) -> Missing:
+    """What the cache lacks. Raises ValueError on all ranks unless all of them find the same."""
+    missing = cache.missing(datasets)
+    places = repr([(datasets.index(data), index) for data, index in missing]).encode()
+    of_ranks: list = [None] * dist.get_world_size()
+    dist.all_gather_object(of_ranks, (cache.made_by, hashlib.blake2b(places).hexdigest()))
+    if any(found != of_ranks[0] for found in of_ranks):
+        raise ValueError(
+            f"--teacher-cache {cache.folder}: the ranks find different states there; pass a folder that all nodes "
+            "share, or start again when no other run is filling it"
+        )
+    return missing
 
 
 def teacher_dtype(config: TrainConfig, of_student: torch.dtype) -> torch.dtype:
@@ -99,7 +122,7 @@ def _teacher_config(config: TrainConfig):
 
 def _fill(
     cache: TeacherCache,
-    missing: Missing,
+    datasets: Sequence[InstructionDataset],
     config: TrainConfig,
     settings: dict,
     dtype: torch.dtype,
@@ -109,18 +132,23 @@ def _fill(
 ) -> None:
     """Computes what is missing and frees the teacher."""
     main = dist.get_rank() == 0
+    lock = together(cache.lock, only=main)
+    together(cache.refresh)  # another run may have filled it until just now
+    missing = _missing(cache, datasets)
+    model = _teacher_config(config)
     tokens = sum(int(data.responses[index]) for data, index in missing)
-    size = tokens * _teacher_config(config).hidden_size * dtype.itemsize
+    size = (tokens + (0 if cache.exists else model.vocab_size)) * model.hidden_size * dtype.itemsize
     logger.info("teacher cache: %d response tokens to compute, %.3f GB on disk", tokens, size / 1e9)
     together(lambda: cache.check_room(size), only=main)
-    lock = together(cache.lock, only=main)
     loaded = LoadedTeacher(config, dtype, settings, device)
     if not isinstance(loaded.split.head, LanguageModelHead):
         raise ValueError(
             "--teacher-cache: this teacher's head is not one matrix, so its hidden states are not all it knows; "
             "drop the flag"
         )
-    together(lambda: cache.start(loaded.split.head, config.teacher.teacher_model_path), only=main)
+    if not cache.exists:
+        dist.barrier()  # all have looked
+        together(lambda: cache.start(loaded.split.head, config.teacher.teacher_model_path), only=main)
     layout = batch_layout([loaded.split.model]) if config.data.packing else "padded"
     in_step = loaded.engine is not None
     compute_states(cache, loaded.split, missing, layout, config.data.max_length, pad_id, device, in_step, logger)
@@ -160,14 +188,17 @@ def compute_states(
             if first == 0:
                 seconds = (time.perf_counter() - started) * (sum(tokens) / done - 1)
                 logger.info("teacher cache: about %.0f s to go", seconds)
-    writer.flush()
-    dist.barrier()
+    together(writer.close)
     logger.info("teacher cache: made in %.1f s", time.perf_counter() - started)
+    together(lambda: _check_complete(cache, missing))
+
+
+def _check_complete(cache: TeacherCache, missing: Missing) -> None:
     cache.refresh()
     if cache.missing(list({id(data): data for data, _ in missing}.values())):
         raise ValueError(
-            f"--teacher-cache {cache.folder}: this rank does not see what the others wrote; pass a folder that all "
-            "nodes share"
+            f"--teacher-cache {cache.folder}: a rank does not see what the others wrote; pass a folder that all nodes "
+            "share"
         )
 
 

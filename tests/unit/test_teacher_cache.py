@@ -3,6 +3,7 @@
 Shapes: N response positions, E hidden size of the teacher.
 """
 
+import json
 import logging
 import shutil
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import torch
 
 import teacher_cache
 from arguments import DataArguments, TeacherArguments
+from data_utils.atomic import WriteError
 from data_utils.batches import Example, collate
 from data_utils.dataset import load_instruction_data
 from models.loading import load_teacher, load_tokenizer
@@ -38,9 +40,8 @@ def teacher(tiny):
 
 @pytest.fixture
 def alone(monkeypatch):
-    monkeypatch.setattr(
-        teachers, "dist", SimpleNamespace(get_rank=lambda: 0, get_world_size=lambda: 1, barrier=lambda: None)
-    )
+    monkeypatch.setattr(teachers, "dist", SimpleNamespace(get_rank=lambda: 0, get_world_size=lambda: 1))
+    monkeypatch.setattr(teachers, "together", lambda step, only=True: step() if only else None)
 
 
 def made_by(tiny, **changes) -> dict[str, str]:
@@ -49,7 +50,8 @@ def made_by(tiny, **changes) -> dict[str, str]:
 
 
 def fill(cache, teacher, data, layout="packed"):
-    cache.start(teacher.head, "teacher")
+    if not cache.exists:
+        cache.start(teacher.head, "teacher")
     logger = logging.getLogger("silent")
     teachers.compute_states(cache, teacher, cache.missing([data]), layout, 128, 0, CPU, False, logger)
 
@@ -63,8 +65,7 @@ def test_it_gives_back_what_the_teacher_said(tiny, data, teacher, tmp_path, alon
         ours, live = cached.states(batch), LiveTeacher(teacher).states(batch)
         torch.testing.assert_close(ours.hidden_NE, live.hidden_NE, rtol=1e-4, atol=1e-5)
         assert torch.equal(ours.head.linear.weight, live.head.linear.weight)
-    empty = cached.states(collate([], 0, 128, "packed"))
-    assert len(empty.hidden_NE) == 0
+    assert cached.states(collate([], 0, 128, "packed")).hidden_NE.shape == (0, 48)
 
 
 def test_keys_of_a_data_set_are_those_of_its_examples(data):
@@ -152,6 +153,23 @@ def test_a_disk_too_small_is_named_before_the_pass(tiny, tmp_path, monkeypatch):
         cache.check_room(2 * 10**9)
 
 
+def test_states_without_a_manifest_are_refused(tiny, teacher, tmp_path):
+    (tmp_path / "states-1.safetensors").touch()
+    with pytest.raises(ValueError, match=r"has states but no manifest\.json; delete the folder"):
+        TeacherCache(str(tmp_path), made_by(tiny)).start(teacher.head, "teacher")
+
+
+def test_a_failed_write_is_raised_at_the_end_of_the_pass(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(teacher_cache, "SHARD_BYTES", 1)
+    monkeypatch.setattr(teacher_cache, "save_file", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    writer = ShardWriter(TeacherCache(str(tmp_path), made_by(tiny)))
+    for _ in range(2):
+        writer.add([Example([1], [2, 3])], torch.zeros(2, 8))
+    with pytest.raises(WriteError, match="No space left"):
+        writer.close()
+    assert not list(tmp_path.glob("states-*"))
+
+
 def test_one_run_fills_it_at_a_time_and_removes_what_a_killed_one_left(tiny, tmp_path):
     (tmp_path / ".states-1.safetensors.tmp").touch()
     cache = TeacherCache(str(tmp_path), made_by(tiny))
@@ -168,6 +186,7 @@ def test_states_keep_the_teachers_dtype(tiny, tmp_path):
     example, hidden_NE = Example([1, 2], [3, 4]), torch.randn(2, 8, dtype=torch.bfloat16)
     writer = ShardWriter(cache)
     writer.add([example], hidden_NE)
-    writer.flush()
+    writer.close()
+    (tmp_path / teacher_cache.MANIFEST).write_text(json.dumps({"made_by": made_by(tiny)}))
     cache.refresh()
     assert torch.equal(cache.states([example]), hidden_NE)
