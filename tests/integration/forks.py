@@ -153,13 +153,13 @@ def inject(fault: dict) -> None:
     original_step, original_forward = Trainer._train_step, Distiller.forward
     current = {"step": 0}
 
-    def step(trainer, planned, number, guard):
+    def step(trainer, planned, batches, number, guard):
         current["step"] = number
         before = tensors(trainer) if number in fault.get("nan", ()) else None
         if number == fault.get("from_step") and "file_size" in fault:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (fault["file_size"], resource.RLIM_INFINITY))
-        extras = original_step(trainer, planned, number, guard)
+        extras = original_step(trainer, planned, batches, number, guard)
         if before is not None:
             print(f"step {number} left everything as it was: {before == tensors(trainer)}")
         return extras

@@ -29,6 +29,7 @@ RUNS = {
 }
 MORE_SETTINGS = {"killed twice": {"zero_optimization": {"stage": 3}}}  # models as small as these stay whole
 MORE_FLAGS = {"killed while it writes": ("--eval-gen", "--do-sample", "--max-new-tokens", "3")}
+CACHED = ("SIGTERM", "rank 0 dies while it writes")  # with a teacher cache; the others with a live teacher
 # What an interrupted attempt ends with, where it is not the SIGKILL.
 CODES = {"SIGTERM": [75], "file too large": [74], "SIGINT to one rank": [75, 75], "SIGTERM to all ranks": [75, 75]}
 # name -> ranks, DeepSpeed settings, where, in which steps, on which rank.
@@ -54,6 +55,8 @@ def results(tiny, rows, tmp_path_factory) -> tuple[Path, dict]:
     def job(name: str, ranks: int, config: Path, objective: str, student: str, attempts: list[dict]) -> dict:
         argv = arguments(tiny, rows, folder / name, config, objective, student)
         argv += MORE_FLAGS.get(name.partition(".")[0], ())
+        if name.partition(".")[0] in CACHED:
+            argv += ["--teacher-cache", str(folder / "cache")]
         jobs.append({"name": name, "ranks": ranks, "argv": argv, "attempts": attempts})
         return jobs[-1]
 

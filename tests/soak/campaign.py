@@ -54,6 +54,8 @@ def compare(folder: Path, cases: dict[str, tuple]) -> int:
         config = stage if isinstance(stage, Path) else zero_config(folder, stage)
         for kind, attempts in (("whole", [{}]), ("cut", [*({"fault": fault} for fault in faults), {}])):
             argv = arguments(tiny, rows, folder / f"{name}.{kind}", config, objective, student)
+            if student == "lora":  # the others have a live teacher
+                argv += ["--teacher-cache", str(folder / "cache")]
             jobs.append({"name": f"{name}.{kind}", "ranks": ranks, "argv": argv, "attempts": attempts})
     reports = run_forks(folder, jobs)
     wrong = 0
