@@ -6,7 +6,7 @@ variant runs in a process of its own, so that peak memory is its own; all see th
 student without a teacher. The passes of the teacher alone are timed too: over these batches as an epoch takes them, and
 as the cache is made.
 
-    python benchmarks/bench_step.py [--objective todi] [--batches 3] [--batch-size 4]
+    python benchmarks/bench_step.py [--objective todi] [--batches 4] [--batch-size 4]
 
 Prints a table and writes benchmarks/results/<date>-bench_step-<objective>.json.
 """
@@ -77,14 +77,14 @@ def live_teacher(dtype: torch.dtype = torch.float32) -> LiveTeacher:
 
 
 def make_batches(count: int, size: int) -> list[list[Example]]:
-    """Those of the steps, after one that warms up."""
+    """One that warms up, and those of the steps."""
     draw = torch.Generator().manual_seed(0)
 
     def ids(length: int) -> list[int]:
         return torch.randint(VOCABULARY, (length,), generator=draw).tolist()
 
     examples = [Example(ids(prompt), ids(response)) for prompt, response in DOLLY]
-    return [examples[i * size : (i + 1) * size] for i in range(count + 1)]
+    return [examples[-size:], *(examples[i * size : (i + 1) * size] for i in range(count))]
 
 
 class MasterWeights:
@@ -200,7 +200,7 @@ def fill(batches: list[list[Example]], cache: TeacherCache) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--objective", default="todi")
-    parser.add_argument("--batches", type=int, default=3, help="steps timed, after one that warms up")
+    parser.add_argument("--batches", type=int, default=4, help="steps timed, after one that warms up")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--variant", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
