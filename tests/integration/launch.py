@@ -15,10 +15,10 @@ def torchrun(processes: int, *command: str) -> list[str]:
     return [*launcher, *command]
 
 
-def run(command: list[str], **environment: str) -> subprocess.CompletedProcess:
+def run(command: list[str], timeout: float = 600, **environment: str) -> subprocess.CompletedProcess:
     """Output captured, failure left to the caller."""
     return subprocess.run(
-        command, cwd=ROOT, env={**ENVIRONMENT, **environment}, capture_output=True, text=True, timeout=600
+        command, cwd=ROOT, env={**ENVIRONMENT, **environment}, capture_output=True, text=True, timeout=timeout
     )
 
 
@@ -36,6 +36,6 @@ def run_forks(folder: Path, jobs: list[dict]) -> dict[str, list[dict]]:
     folder.mkdir(parents=True, exist_ok=True)
     jobs_file = folder / "jobs.json"
     jobs_file.write_text(json.dumps({"out": str(folder), "jobs": jobs}))
-    done = run([sys.executable, "tests/integration/forks.py", str(jobs_file)])
+    done = run([sys.executable, "tests/integration/forks.py", str(jobs_file)], timeout=3600)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return {job["name"]: json.loads((folder / f"{job['name']}.json").read_text()) for job in jobs}
