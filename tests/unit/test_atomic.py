@@ -1,13 +1,13 @@
 """Outputs are there whole or not at all; the error of a failed write says where and how much room there is."""
 
 import os
+import subprocess
+import sys
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from data_utils import atomic
-from data_utils.atomic import WriteError, new_folder, put_in_place, remove_unfinished, unfinished, write_text
+from data_utils.atomic import new_folder, put_in_place, remove_unfinished, unfinished, write_text
 
 
 def interrupted(*_):
@@ -74,32 +74,42 @@ def test_what_is_half_written_is_removed_and_nothing_else(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".c", "a", "b.tmp"]
 
 
-FULL = {
-    "text": lambda folder: write_text(folder / "x.json", "x" * 100_000),
-    "torch": lambda folder: torch.save(torch.zeros(100_000), folder / "x.pt"),
-    "safetensors": lambda folder: save_file({"x": torch.zeros(100_000)}, folder / "x.safetensors"),
-}
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from data_utils.atomic import WriteError, new_folder, write_text
+
+tensor = torch.zeros(100_000)
+writes = [
+    lambda folder: write_text(folder / "x.json", "x" * 100_000),
+    lambda folder: torch.save(tensor, folder / "x.pt"),
+    lambda folder: save_file({"x": tensor}, folder / "x.safetensors"),
+]
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+for write in writes:
+    try:
+        with new_folder(Path(sys.argv[1]) / "epoch1") as part:
+            write(part)
+    except WriteError as error:
+        print(error)
+"""
 
 
-@pytest.mark.parametrize("kind", FULL)
-def test_a_full_disk_has_one_kind_of_error(tmp_path, kind):
-    """In a child process, since the limit that stands for the full disk cannot be taken back without rights."""
-    pid = os.fork()
-    if pid == 0:
-        import resource
-        import signal
-
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
-        try:
-            with new_folder(tmp_path / "epoch1") as part:
-                FULL[kind](part)
-        except WriteError as error:
-            os._exit(0 if "was not written" in str(error) and "MB free there" in str(error) else 3)
-        except BaseException:
-            os._exit(4)
-        os._exit(5)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+def test_a_full_disk_has_one_kind_of_error(tmp_path, root):
+    """In a process of its own, since the limit that stands for the full disk cannot be taken back without rights."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": str(root / "code")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    errors = done.stdout.splitlines()
+    assert len(errors) == 3 and all("was not written" in error and "MB free there" in error for error in errors)
     assert not list(tmp_path.iterdir())
 
 
