@@ -15,18 +15,18 @@ import importlib.util
 import json
 import os
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
 import torch
 from torch import nn
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "code"), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / "code"), str(ROOT / "tests"), str(ROOT / "benchmarks")]
+
+from workload import in_process, write_result  # noqa: E402
 
 from arguments import KDArguments  # noqa: E402
 from criterions import build_criterion  # noqa: E402
@@ -147,11 +147,14 @@ def methods(objective: str) -> list[str]:
     return ["ours", "dense", *peers]
 
 
-def in_process(method: str, objective: str, rows: int, vocabulary: int, args: argparse.Namespace) -> dict:
+def of_case(method: str, objective: str, rows: int, vocabulary: int, args: argparse.Namespace) -> dict:
     case = [method, objective, str(rows), str(vocabulary), str(args.hidden), str(args.times)]
-    done = subprocess.run([sys.executable, __file__, "--case", *case], check=True, stdout=subprocess.PIPE)
-    found = json.loads(done.stdout.splitlines()[-1])
-    return found | {"method": method, "objective": objective, "rows": rows, "vocabulary": vocabulary}
+    return in_process(__file__, ["--case", *case]) | {
+        "method": method,
+        "objective": objective,
+        "rows": rows,
+        "vocabulary": vocabulary,
+    }
 
 
 def main() -> None:
@@ -169,16 +172,14 @@ def main() -> None:
         return
 
     found = [
-        in_process(method, objective, args.rows, vocabulary, args)
+        of_case(method, objective, args.rows, vocabulary, args)
         for objective in args.objectives
         for vocabulary in args.vocabularies
         for method in methods(objective)
     ]
-    growth = [in_process("ours", args.objectives[0], args.rows * k, 49152, args) for k in (1, 2, 4, 8)]
+    growth = [of_case("ours", args.objectives[0], args.rows * k, 49152, args) for k in (1, 2, 4, 8)]
     print_tables(found, growth)
-    path = ROOT / f"benchmarks/results/{date.today()}-bench_loss.json"
-    settings = {"hidden": args.hidden, "threads": torch.get_num_threads(), "times": args.times}
-    path.write_text(json.dumps({"settings": settings, "results": found, "growth": growth}, indent=2) + "\n")
+    write_result("bench_loss", {"hidden": args.hidden, "times": args.times}, results=found, growth=growth)
 
 
 def print_tables(found: list[dict], growth: list[dict]) -> None:

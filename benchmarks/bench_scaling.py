@@ -19,17 +19,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import date
 from itertools import cycle, islice
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "code"), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
-from lengths import DOLLY  # noqa: E402
+from workload import DOLLY, SMOLLM2, SMOLLM2_10L, in_process, llama, write_result  # noqa: E402
 
 from arguments import KDArguments  # noqa: E402
 from criterions import build_criterion  # noqa: E402
@@ -44,32 +42,13 @@ MAX_LENGTH, VOCABULARY, OBJECTIVE = 512, 49152, "todi"
 # Student and teacher: layers, hidden size, size of the MLP, heads, key-value heads.
 SIZES = {
     "small": ((4, 256, 704, 4, 2), (8, 384, 1024, 6, 3)),
-    "smollm2": ((10, 576, 1536, 9, 3), (30, 576, 1536, 9, 3)),  # SmolLM2-135M into 10 of its layers
+    "smollm2": (SMOLLM2_10L, SMOLLM2),
 }
 POINTS = {
     "length": [{"length": length} for length in (128, 256, 512, 1024)],
     "vocabulary": [{"vocabulary": size} for size in (32_000, 49_152, 151_936, 262_144)],
     "batch": [{"batch": size} for size in (1, 2, 4, 8, 16)],
 }
-
-
-def llama(shape: tuple[int, ...], vocabulary: int, seed: int) -> LlamaForCausalLM:
-    layers, hidden, mlp, heads, key_value_heads = shape
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        intermediate_size=mlp,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=key_value_heads,
-        tie_word_embeddings=True,
-        max_position_embeddings=2048,
-        bos_token_id=None,
-        pad_token_id=0,
-        eos_token_id=1,
-    )
-    return LlamaForCausalLM(config)
 
 
 # --- the bare step ---------------------------------------------------------------------------------------------------
@@ -103,12 +82,7 @@ def measure(size: str, steps: int, length: int | None = None, vocabulary: int = 
 
 
 def grow(dimension: str, args: argparse.Namespace) -> list[dict]:
-    found = []
-    for point in POINTS[dimension]:
-        command = [sys.executable, __file__, *sys.argv[1:], "--point", json.dumps(point)]
-        last_line = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1]
-        found.append(point | json.loads(last_line))
-    return found
+    return [point | in_process(__file__, [*sys.argv[1:], "--point", json.dumps(point)]) for point in POINTS[dimension]]
 
 
 # --- whole runs ------------------------------------------------------------------------------------------------------
@@ -214,9 +188,7 @@ def main() -> None:
     for dimension in args.dimensions:
         results[dimension] = WHOLE_RUNS[dimension](args) if dimension in WHOLE_RUNS else grow(dimension, args)
         print(table(dimension, results[dimension]), end="\n\n", flush=True)
-    settings = {"size": args.size, "objective": OBJECTIVE, "steps": args.steps, "threads": torch.get_num_threads()}
-    path = ROOT / f"benchmarks/results/{date.today()}-bench_scaling.json"
-    path.write_text(json.dumps({"settings": settings, "results": results}, indent=2) + "\n")
+    write_result("bench_scaling", {"size": args.size, "objective": OBJECTIVE, "steps": args.steps}, results=results)
 
 
 if __name__ == "__main__":

@@ -16,21 +16,20 @@ import json
 import logging
 import os
 import resource
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from torch import distributed as dist
+from transformers import LlamaForCausalLM
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "code"), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
-from lengths import DOLLY  # noqa: E402
+from workload import DOLLY, SMOLLM2, SMOLLM2_10L, in_process, llama, write_result  # noqa: E402
 
 from arguments import KDArguments, TrainArguments  # noqa: E402
 from criterions import build_criterion  # noqa: E402
@@ -40,9 +39,10 @@ from evaluation.results import format_table  # noqa: E402
 from models.heads import SplitModel, find_head  # noqa: E402
 from reference.dense_step import dense_loss, pad_to_max  # noqa: E402
 from teacher import CachedTeacher, LiveTeacher  # noqa: E402
-from teacher_cache import ShardWriter, TeacherCache  # noqa: E402
+from teacher_cache import TeacherCache  # noqa: E402
+from training.engine import init_distributed  # noqa: E402
 from training.optimizer import build_optimizer  # noqa: E402
-from training.teachers import TOKENS_PER_BATCH, token_batches  # noqa: E402
+from training.teachers import compute_states  # noqa: E402
 
 MAX_LENGTH, VOCABULARY, TEMPERATURE = 512, 49152, 2.0
 HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}  # as scripts/lib/common.sh sets it; for all variants
@@ -56,23 +56,8 @@ STEPS = {
 PASSES = {"teacher": "the teacher alone, batches of an epoch", "fill": "the teacher alone, making the cache"}
 
 
-def smollm2(layers: int, seed: int) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=layers,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        tie_word_embeddings=True,
-        max_position_embeddings=2048,
-    )
-    return LlamaForCausalLM(config)
-
-
 def live_teacher(dtype: torch.dtype = torch.float32) -> LiveTeacher:
-    model = smollm2(30, seed=2).eval().requires_grad_(False).to(dtype)
+    model = llama(SMOLLM2, VOCABULARY, seed=2).eval().requires_grad_(False).to(dtype)
     return LiveTeacher(SplitModel(model, find_head(model)))
 
 
@@ -92,7 +77,7 @@ class MasterWeights:
 
     def __init__(self, model: LlamaForCausalLM):
         self.weights = list(model.parameters())
-        masters = smollm2(10, seed=1) if model.dtype != torch.float32 else model
+        masters = llama(SMOLLM2_10L, VOCABULARY, seed=1) if model.dtype != torch.float32 else model
         self.masters = list(masters.parameters())
         self.optimizer = build_optimizer(masters, TrainArguments(lr=1e-4))
 
@@ -116,6 +101,12 @@ class Rows:
     def __init__(self, examples: list[Example]):
         self.examples = sorted(examples, key=len, reverse=True)
         self.lengths = [len(example) for example in self.examples]
+
+    def __getitem__(self, index: int) -> Example:
+        return self.examples[index]
+
+    def keys(self) -> list[bytes]:
+        return [example.key for example in self.examples]
 
 
 def measure(variant: str, cache: str, args: argparse.Namespace) -> dict:
@@ -142,7 +133,7 @@ def timed(batches: list[list[Example]], step: Callable[[list[Example]], float]) 
 
 def step_of(variant: str, cache: str, args: argparse.Namespace) -> Callable[[list[Example]], float]:
     dtype = torch.bfloat16 if variant.endswith("bf16") else torch.float32
-    student = smollm2(10, seed=1).to(dtype)
+    student = llama(SMOLLM2_10L, VOCABULARY, seed=1).to(dtype)
     kd = KDArguments(kd_objective="cross_entropy" if variant == "sft" else args.objective, kd_temperature=TEMPERATURE)
     if variant == "dense":
         teacher, optimizer = live_teacher().model.model, torch.optim.AdamW(student.parameters(), lr=1e-4)
@@ -176,25 +167,25 @@ def step_of(variant: str, cache: str, args: argparse.Namespace) -> Callable[[lis
     return step
 
 
-@torch.no_grad()
 def fill(batches: list[list[Example]], cache: TeacherCache) -> dict:
     """Seconds for as many rows as a step has, of a pass over all but the first batch's, which warms up."""
     logging.disable()
+    device = init_distributed()
     teacher = live_teacher()
     cache.start(teacher.head, "random weights")
-    writer = ShardWriter(cache)
 
     def compute(examples: list[Example]) -> None:
         rows = Rows(examples)
-        for places in token_batches([(rows, i) for i in range(len(examples))], TOKENS_PER_BATCH):
-            batch = collate([rows.examples[i] for _, i in places], 0, MAX_LENGTH, "packed")
-            writer.add(batch.examples, teacher.model.hidden_states(batch))
-        writer.close()
+        missing = [(rows, i) for i in range(len(examples))]
+        logger = logging.getLogger("fill")
+        compute_states(cache, teacher.model, missing, "packed", MAX_LENGTH, 0, device, False, logger)
 
     compute(batches[0])
     started = time.perf_counter()
     compute([example for batch in batches[1:] for example in batch])
-    return {"seconds": (time.perf_counter() - started) / len(batches[1:])}
+    seconds = time.perf_counter() - started
+    dist.destroy_process_group()
+    return {"seconds": seconds / len(batches[1:])}
 
 
 def main() -> None:
@@ -213,14 +204,11 @@ def main() -> None:
     results = {}
     with tempfile.TemporaryDirectory() as cache:
         for variant in ("dense", "live", "fill", "cached", "sft", "teacher", "live-bf16"):
-            command = [sys.executable, __file__, *sys.argv[1:], "--variant", variant, cache]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=os.environ | HUGE_PAGES)
-            results[variant] = json.loads(done.stdout.splitlines()[-1])
+            arguments = [*sys.argv[1:], "--variant", variant, cache]
+            results[variant] = in_process(__file__, arguments, os.environ | HUGE_PAGES)
     print_tables(results)
-    path = ROOT / f"benchmarks/results/{date.today()}-bench_step-{args.objective}.json"
     settings = {"objective": args.objective, "batch_size": args.batch_size, "batches": args.batches}
-    settings["threads"] = torch.get_num_threads()
-    path.write_text(json.dumps({"settings": settings, "results": results}, indent=2) + "\n")
+    write_result(f"bench_step-{args.objective}", settings, results=results)
 
 
 def print_tables(results: dict[str, dict]) -> None:

@@ -10,7 +10,7 @@ silence would change a run, and any other unknown flag, are refused with the rem
 import difflib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Literal, NamedTuple
 
 from transformers import HfArgumentParser
@@ -409,6 +409,11 @@ class TrainConfig(NamedTuple):
     train: TrainArguments
     generation: GenerationArguments
     ignored_flags: tuple[str, ...]
+
+    @property
+    def flags(self) -> dict[str, object]:
+        """The value of every flag, by the name of its field."""
+        return {name: value for group in self[:-1] for name, value in asdict(group).items()}
 
 
 class EvaluateConfig(NamedTuple):

@@ -13,18 +13,18 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import distributed as dist
 from transformers import PreTrainedTokenizerBase
 
-from arguments import DataArguments, TrainArguments, TrainConfig, parse_train_arguments
+from arguments import TrainConfig, parse_train_arguments
 from criterions import Criterion
 from data_utils.atomic import WriteError, write_text
 from data_utils.batches import EpochPlan, Layout
-from data_utils.dataset import InstructionDataset, load_instruction_data, read_rows
+from data_utils.dataset import InstructionDataset, load_train_and_dev, read_rows
 from distiller import Distiller
 from models.heads import SplitModel
 from models.loading import load_student, load_tokenizer
@@ -41,7 +41,7 @@ from training.engine import (
     training_dtype,
 )
 from training.guard import Diverged
-from training.loop import Data, Trainer, total_steps
+from training.loop import Data, Trainer, epoch_plan, total_steps
 from training.metrics import Metrics, build_logger
 from training.ranks import USER_ERRORS, is_first_of_node, show_error, together
 from training.resume import open_resume
@@ -101,7 +101,7 @@ def prepare(argv: list[str]) -> Trainer | None:
     distiller, teacher, layout = load_models(config, criterion, tokenizer, settings, datasets, device, logger)
     check_token_ids(config, train, dev, distiller)
 
-    plan = epoch_plan(train, config.train, layout)
+    plan = epoch_plan(train, config.train, dist.get_world_size(), layout)
     steps = total_steps(plan, config.train)
     engine = build_engine(distiller, settings, config.train, steps)
     seed_everything(config.train.seed + 1 + dist.get_rank())
@@ -144,9 +144,8 @@ def log_start(
     config: TrainConfig, criterion: Criterion, settings: dict, save_dir: Path, logger: logging.Logger
 ) -> None:
     """What the run is, into args.json and train.log."""
-    flags = {name: value for group in config[:-1] for name, value in asdict(group).items()}
     if is_main_process():
-        write_text(save_dir / "args.json", json.dumps(flags | {"deepspeed": settings}, indent=2) + "\n")
+        write_text(save_dir / "args.json", json.dumps(config.flags | {"deepspeed": settings}, indent=2) + "\n")
     logger.info("objective %s, %d ranks, %s", config.kd.objective, dist.get_world_size(), training_dtype(settings))
     if config.ignored_flags:
         logger.info("without effect here: %s", " ".join(config.ignored_flags))
@@ -164,16 +163,9 @@ def load_data(
     tokenizer = together(
         lambda: load_tokenizer(config.model.model_path, config.model.trust_remote_code, config.model.model_revision)
     )
-    folder = Path(config.data.data_dir)
-
-    def load(args: DataArguments) -> tuple[InstructionDataset, InstructionDataset | None]:
-        train = load_instruction_data(folder / "train.jsonl", tokenizer, args, args.train_num)
-        has_dev = (folder / "dev.jsonl").is_file()
-        return train, load_instruction_data(folder / "dev.jsonl", tokenizer, args, args.dev_num) if has_dev else None
-
-    first = is_first_of_node()
-    of_first = together(lambda: load(config.data), only=first)
-    of_others = together(lambda: load(replace(config.data, force_process=False)), only=not first)
+    first, from_cache = is_first_of_node(), replace(config.data, force_process=False)
+    of_first = together(lambda: load_train_and_dev(tokenizer, config.data), only=first)
+    of_others = together(lambda: load_train_and_dev(tokenizer, from_cache), only=not first)
     return tokenizer, *(of_first or of_others)
 
 
@@ -224,19 +216,6 @@ def check_token_ids(
                 f"--data-dir {config.data.data_dir}: a row has token id {data.max_token_id}, and the models share the "
                 f"ids below {limit}; remove the special tokens from the text"
             )
-
-
-def epoch_plan(train: InstructionDataset, args: TrainArguments, layout: Layout) -> EpochPlan:
-    return EpochPlan(
-        lengths=train.lengths,
-        responses=train.responses,
-        batch_size=args.batch_size,
-        accumulation_steps=args.gradient_accumulation_steps,
-        world_size=dist.get_world_size(),
-        seed=args.seed,
-        tokens_per_micro_batch=args.tokens_per_micro_batch,
-        layout=layout,
-    )
 
 
 def log_plan(plan: EpochPlan, steps: int, logger: logging.Logger) -> None:

@@ -8,10 +8,9 @@ ranks is that of WORLD_SIZE, where it is set. Exit code 0: the run can start (re
 
 import os
 import sys
-from pathlib import Path
 
 from arguments import TrainConfig, parse_train_arguments
-from data_utils.dataset import InstructionDataset, load_instruction_data
+from data_utils.dataset import InstructionDataset, load_train_and_dev
 from models.loading import load_tokenizer
 from preflight.checks import Examination, check
 from preflight.plans import Ranks
@@ -46,12 +45,9 @@ def diagnose(config: TrainConfig) -> Report:
 
 def load_data(config: TrainConfig) -> tuple[InstructionDataset, InstructionDataset | None]:
     """train and dev, tokenised into the cache that training reads too."""
-    args, model = config.data, config.model
+    model = config.model
     tokenizer = load_tokenizer(model.model_path, model.trust_remote_code, model.model_revision)
-    folder = Path(args.data_dir)
-    train = load_instruction_data(folder / "train.jsonl", tokenizer, args, args.train_num)
-    has_dev = (folder / "dev.jsonl").is_file()
-    return train, load_instruction_data(folder / "dev.jsonl", tokenizer, args, args.dev_num) if has_dev else None
+    return load_train_and_dev(tokenizer, config.data)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from arguments import TeacherArguments
-from data_utils.atomic import WriteError, new_file, remove_unfinished, write_text
+from data_utils.atomic import WriteError, existing_part, new_file, remove_unfinished, write_text
 from data_utils.batches import Example
 from data_utils.dataset import InstructionDataset
 from models.files import INDEX, MODEL, weight_files
@@ -122,10 +122,7 @@ class TeacherCache:
 
     def check_room(self, size: int) -> None:
         """Raises ValueError if `size` bytes do not fit on the disk."""
-        folder = self.folder
-        while not folder.is_dir():
-            folder = folder.parent
-        free = shutil.disk_usage(folder).free
+        free = shutil.disk_usage(existing_part(self.folder)).free
         if size > free:
             raise ValueError(
                 f"--teacher-cache {self.folder}: takes {size / 1e9:.2f} GB more, and the disk has {free / 1e9:.2f} GB; "

@@ -126,9 +126,10 @@ def explained(path: Path) -> Iterator[None]:
             if not any(word in reason for word in TORCH_WRITES):
                 raise
             reason = "the write failed"  # the text speaks of positions in the file
-        free_mb = shutil.disk_usage(_existing(path)).free // 2**20
+        free_mb = shutil.disk_usage(existing_part(path)).free // 2**20
         raise WriteError(f"{path} was not written: {reason} ({free_mb} MB free there)") from error
 
 
-def _existing(path: Path) -> Path:
+def existing_part(path: Path) -> Path:
+    """The path, or the first folder on the way up that is there."""
     return next(parent for parent in (path, *path.absolute().parents) if parent.exists())

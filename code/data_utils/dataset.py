@@ -80,6 +80,15 @@ def load_instruction_data(
     return InstructionDataset(datasets.load_from_disk(str(folder)))
 
 
+def load_train_and_dev(
+    tokenizer: PreTrainedTokenizerBase, args: DataArguments
+) -> tuple[InstructionDataset, InstructionDataset | None]:
+    """train.jsonl and, where there is one, dev.jsonl of --data-dir. Raises as `load_instruction_data` does."""
+    train_file, dev_file = (Path(args.data_dir) / f"{name}.jsonl" for name in ("train", "dev"))
+    train = load_instruction_data(train_file, tokenizer, args, args.train_num)
+    return train, load_instruction_data(dev_file, tokenizer, args, args.dev_num) if dev_file.is_file() else None
+
+
 def read_rows(path: Path, limit: int = -1) -> list[Row]:
     """The rows of a jsonl file. Raises with file, line and remedy: FileNotFoundError, ValueError."""
     if not path.is_file():

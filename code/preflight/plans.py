@@ -16,11 +16,13 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from arguments import TrainConfig
-from data_utils.batches import EpochPlan
+from data_utils.atomic import existing_part
 from data_utils.dataset import InstructionDataset
 from preflight.report import Report, size
 from preflight.skeleton import ModelFacts
 from training.engine import training_dtype
+from training.loop import epoch_plan, total_steps
+from training.optimizer import warmup_steps
 from training.teachers import teacher_dtype
 
 FP32 = 4
@@ -83,18 +85,8 @@ def check_positions(config: TrainConfig, longest: int, models: list[ModelFacts])
 def plan_steps(config: TrainConfig, train: InstructionDataset, ranks: Ranks, report: Report) -> None:
     """Steps, epochs, warm-up."""
     args, rows = config.train, len(train.lengths)
-    plan = EpochPlan(
-        lengths=train.lengths,
-        responses=train.responses,
-        batch_size=args.batch_size,
-        accumulation_steps=args.gradient_accumulation_steps,
-        world_size=ranks.world,
-        seed=args.seed,
-        tokens_per_micro_batch=args.tokens_per_micro_batch,
-        layout="packed" if config.data.packing else "padded",
-    )
-    of_epoch = len(plan)
-    total = min(of_epoch * args.num_epochs, args.total_iters or of_epoch * args.num_epochs)
+    plan = epoch_plan(train, args, ranks.world, "packed" if config.data.packing else "padded")
+    of_epoch, total = len(plan), total_steps(plan, args)
     micro_batch = f"--batch-size {args.batch_size}"
     if args.tokens_per_micro_batch is not None:
         micro_batch = f"--tokens-per-micro-batch {args.tokens_per_micro_batch}"
@@ -109,8 +101,7 @@ def plan_steps(config: TrainConfig, train: InstructionDataset, ranks: Ranks, rep
         report.warn(
             f"a step would take {of_step:,} rows, and there are {rows:,}: lower --batch-size, or use fewer ranks"
         )
-    warmup = args.warmup_iters or int(args.warmup_ratio * total)
-    if warmup >= total:
+    if warmup_steps(args, total) >= total:
         report.warn(
             f"the warm-up takes all {total:,} steps, so --lr {args.lr:g} is never reached; lower --warmup-iters"
         )
@@ -138,11 +129,10 @@ def memory_plan(
     stage, world = zero.get("stage", 0), ranks.world
     accumulates_fp32 = half and settings.get("data_types", {}).get("grad_accum_dtype") == "fp32"
     gradient = (width + FP32 if accumulates_fp32 else width) * student.trainable
-    states = (ADAM + (FP32 if half else 0)) * student.trainable
     parts = {
         "weights": student.parameters * width // (world if stage == 3 else 1),
         "gradients": gradient // (world if stage >= 2 else 1),
-        "optimiser": states // (world if stage >= 1 else 1),
+        "optimiser": optimiser_bytes(student, dtype) // (world if stage >= 1 else 1),
         "teacher": teacher_bytes(config, teacher, dtype, world if stage == 3 else 1) if teacher else 0,
         "ZeRO buckets": 2 * width * zero.get("reduce_bucket_size", 500_000_000) if stage and world > 1 else 0,
     }
@@ -164,6 +154,11 @@ def memory_plan(
         + (student.head_rows * student.text_config.hidden_size * FP32 if student.head_trains else 0),
     }
     return MemoryPlan({name: n for name, n in parts.items() if n}, host, estimated)
+
+
+def optimiser_bytes(student: ModelFacts, dtype: torch.dtype) -> int:
+    """Both moments and, in half precision, the fp32 weights."""
+    return (ADAM + (FP32 if dtype != torch.float32 else 0)) * student.trainable
 
 
 def teacher_bytes(config: TrainConfig, teacher: ModelFacts, of_student: torch.dtype, shares: int) -> int:
@@ -270,12 +265,13 @@ def plan_disk(config: TrainConfig, settings: dict, student: ModelFacts, report: 
     """Raises ValueError if --save-dir cannot be written, or has no room for what the run will keep there."""
     args, folder = config.train, Path(config.train.save_dir)
     existing = check_writable(folder)
-    width = training_dtype(settings).itemsize
+    dtype = training_dtype(settings)
+    width = dtype.itemsize
     checkpoint = width * (student.parameters if config.model.peft is None else student.trainable)
     saves = -(-args.num_epochs // max(1, args.save_interval))
     # The next one is complete before the worst is deleted.
     count = saves if args.keep_best_n_checkpoints == -1 else min(saves, args.keep_best_n_checkpoints + 1)
-    state = width * student.parameters + (ADAM + (FP32 if width < FP32 else 0)) * student.trainable
+    state = width * student.parameters + optimiser_bytes(student, dtype)
     needed = count * checkpoint + 2 * state
     free = shutil.disk_usage(existing).free
     text = (
@@ -303,7 +299,7 @@ def plan_cache(config: TrainConfig, settings: dict, teacher: ModelFacts, respons
 
 def check_writable(folder: Path, flag: str = "--save-dir") -> Path:
     """The first folder on the way up that exists. Raises ValueError if nothing can be written there."""
-    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    existing = existing_part(folder.absolute())
     try:
         if not existing.is_dir():
             raise NotADirectoryError(f"{existing} is a file")

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from arguments import TrainConfig
-from models.probes import packing_is_exact, split
+from models.probes import batch_layout, split
 from preflight.report import Report
 from preflight.skeleton import ModelFacts
 
@@ -35,7 +35,7 @@ def probe(flag: str, model: ModelFacts, config: TrainConfig, report: Report) -> 
         reason = " ".join(str(error).split())[:120]
         report.warn(f"{flag}: no tiny model of its class could be made ({reason}); training probes the real one")
         return
-    packs = packing_is_exact(tiny) or packing_is_exact(tiny, "packed into one row")
+    packs = batch_layout([tiny]) != "padded"
     head = split(tiny).head.kind
     report.fact(
         "probes",

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from training.ranks import USER_ERRORS
+
 WIDTH = 120
 MARGIN = 13
 
@@ -28,7 +30,7 @@ class Report:
         """What a user can get wrong inside the block becomes an error of the report."""
         try:
             yield
-        except (ValueError, OSError) as error:
+        except USER_ERRORS as error:
             self.errors += str(error).splitlines()
 
     def stop_on_errors(self) -> None:

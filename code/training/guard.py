@@ -16,7 +16,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from data_utils.atomic import write_text
-from data_utils.batches import Step
+from data_utils.batches import Example, Step
 from data_utils.dataset import InstructionDataset
 
 
@@ -69,7 +69,7 @@ class StepGuard:
         if dist.get_rank() in ranks:
             self._keep(folder / f"step{step}_rank{dist.get_rank()}.json", step, planned, losses)
         indices = [i for micro_step in planned.examples for rank in ranks for i in micro_step[rank]]
-        hashes = [self.data[i].key.hex()[:16] for i in indices]
+        hashes = [_hash(self.data[i]) for i in indices]
         message = (
             f"step {step}: the {what} is not finite on rank {', '.join(map(str, ranks))}; the step was not applied "
             f"({self.bad_steps} in a row, --max-bad-steps {self.max_bad_steps}); examples {' '.join(hashes)}, "
@@ -84,16 +84,17 @@ class StepGuard:
         micro_steps = [
             {
                 "loss": repr(loss),
-                "examples": [
-                    {
-                        "index": index,
-                        "hash": self.data[index].key.hex()[:16],
-                        "prompt_ids": list(map(int, self.data[index].prompt_ids)),
-                        "response_ids": list(map(int, self.data[index].response_ids)),
-                    }
-                    for index in of_ranks[rank]
-                ],
+                "examples": [_record(index, self.data[index]) for index in of_ranks[rank]],
             }
             for of_ranks, loss in zip(planned.examples, losses.tolist())
         ]
         write_text(path, json.dumps({"step": step, "rank": rank, "micro_steps": micro_steps}, indent=1) + "\n")
+
+
+def _hash(example: Example) -> str:
+    return example.key.hex()[:16]
+
+
+def _record(index: int, example: Example) -> dict:
+    prompt_ids, response_ids = (list(map(int, ids)) for ids in (example.prompt_ids, example.response_ids))
+    return {"index": index, "hash": _hash(example), "prompt_ids": prompt_ids, "response_ids": response_ids}

@@ -225,15 +225,19 @@ class Trainer:
         return scores
 
     def _dev_loss(self, dev: InstructionDataset) -> float:
-        rank, world_size, device = dist.get_rank(), dist.get_world_size(), self.engine.device
-        of_all_ranks = batches_by_length(dev.lengths, self._eval_tokens, world_size)
-        mine = (indices[rank::world_size] for indices in of_all_ranks)
-        total = torch.zeros((), dtype=torch.float64, device=device)
-        with torch.no_grad(), closing(prefetched(lambda i: self._batch(dev, i, (0,)), mine, device)) as batches:
+        total = torch.zeros((), dtype=torch.float64, device=self.engine.device)
+        with torch.no_grad(), closing(self._dev_batches(dev, len(dev))) as batches:
             for batch in batches:
                 total += self.engine(batch=batch).ce
         dist.all_reduce(total)
         return total.item() / int(dev.responses.sum())
+
+    def _dev_batches(self, dev: InstructionDataset, rows: int) -> Iterator[Batch]:
+        """This rank's, of the first rows; equally many on every rank, as whatever is sharded under ZeRO-3 needs."""
+        rank, world_size = dist.get_rank(), dist.get_world_size()
+        of_all_ranks = batches_by_length(dev.lengths[:rows], self._eval_tokens, world_size)
+        mine = (indices[rank::world_size] for indices in of_all_ranks)
+        return prefetched(lambda indices: self._batch(dev, indices, (0,)), mine, self.engine.device)
 
     def _log_dropped_mass(self) -> None:
         """What the teacher gives to ids that the student does not share, where there are any: the objective sees none
@@ -241,13 +245,11 @@ class Trainer:
         dev, teacher = self.data.dev, self.teacher
         if dev is None or teacher is None or teacher.head.whole_size == teacher.head.vocabulary_size:
             return
-        rank, world_size, size = dist.get_rank(), dist.get_world_size(), self.args.eval_batch_size
-        rows = range(min(len(dev), DROPPED_MASS_ROWS))
         total = torch.zeros(2, dtype=torch.float64, device=self.engine.device)
-        for first in range(0, len(rows), size * world_size):  # a sharded teacher needs all ranks in every round
-            batch = self._batch(dev, rows[first : first + size * world_size][rank::world_size], (0,))
-            total[0] += dropped_mass(teacher, batch, self.distiller.chunk_bytes)
-            total[1] += len(batch.labels_N)
+        with closing(self._dev_batches(dev, DROPPED_MASS_ROWS)) as batches:
+            for batch in batches:
+                total[0] += dropped_mass(teacher, batch, self.distiller.chunk_bytes)
+                total[1] += len(batch.labels_N)
         dist.all_reduce(total)
         mass = (total[0] / total[1]).item()
         self.logger.info(
@@ -275,6 +277,20 @@ class Trainer:
             mean = [sum(scores) / len(scores)]
         dist.broadcast_object_list(mean)
         return mean[0]
+
+
+def epoch_plan(train: InstructionDataset, args: TrainArguments, world_size: int, layout: Layout) -> EpochPlan:
+    """Which rows make which step, as the flags say."""
+    return EpochPlan(
+        lengths=train.lengths,
+        responses=train.responses,
+        batch_size=args.batch_size,
+        accumulation_steps=args.gradient_accumulation_steps,
+        world_size=world_size,
+        seed=args.seed,
+        tokens_per_micro_batch=args.tokens_per_micro_batch,
+        layout=layout,
+    )
 
 
 def total_steps(plan: EpochPlan, args: TrainArguments) -> int:

@@ -89,13 +89,10 @@ class Metrics:
             "skipped_steps": self._skipped,
             **extras,
         }
-        self.write(record)
-        self._reset()
-        return record
-
-    def write(self, record: dict) -> None:
         if self.main:
             append_record(self.path, record)
+        self._reset()
+        return record
 
     def state_dict(self) -> dict:
         """Between two steps."""

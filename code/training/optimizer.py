@@ -41,12 +41,17 @@ def build_scheduler(optimizer: torch.optim.Optimizer, args: TrainArguments, tota
     return LambdaLR(optimizer, lambda step: learning_rate_factor(step, args, total_steps))
 
 
+def warmup_steps(args: TrainArguments, total_steps: int) -> int:
+    """Steps of the linear warm-up."""
+    return args.warmup_iters or int(args.warmup_ratio * total_steps)
+
+
 def learning_rate_factor(step: int, args: TrainArguments, total_steps: int) -> float:
     """Learning rate of optimiser step `step` (from 0), as a share of --lr.
 
     Linear warm-up; then constant, linear or cosine down to --lr-min at the end, or noam: 1 / sqrt(step).
     """
-    warmup = args.warmup_iters or int(args.warmup_ratio * total_steps)
+    warmup = warmup_steps(args, total_steps)
     if args.lr_decay_style == "noam":
         peak = max(1, warmup)
         return min((step + 1) / peak, math.sqrt(peak / (step + 1)))

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from data_utils.atomic import explained, flush, put_in_place, remove, remove_unf
 from training.checkpoints import BestCheckpoints
 from training.engine import SET_BY_FLAGS
 from training.metrics import Metrics
+from training.ranks import USER_ERRORS
 
 FORMAT = 1
 # What a run writes into its folder, and so what starting over moves aside: the state first, since half a run that has
@@ -196,7 +196,7 @@ def open_resume(config: TrainConfig, deepspeed_settings: dict) -> Resume:
     if main:
         try:
             shared[0] = _prepare_folder(config, deepspeed_settings)
-        except (ValueError, OSError) as error:
+        except USER_ERRORS as error:
             shared[1] = error
     dist.broadcast_object_list(shared)
     found, error = shared
@@ -212,7 +212,7 @@ def _prepare_folder(config: TrainConfig, deepspeed_settings: dict) -> Resume:
     settings = {
         "world_size": dist.get_world_size(),
         "data": {name: _hash(Path(config.data.data_dir) / f"{name}.jsonl") for name in ("train", "dev")},
-        "flags": {name: value for group in config[:-1] for name, value in asdict(group).items()},
+        "flags": config.flags,
         "deepspeed": {name: value for name, value in deepspeed_settings.items() if name not in SET_BY_FLAGS},
     }
     resume = Resume(save_dir, settings)
@@ -370,11 +370,8 @@ def _check_files(folder: Path, files: dict[str, int], args: TrainArguments) -> N
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    return {str(path.relative_to(folder)): path.stat().st_size for path in _files(folder)}
-
-
-def _files(folder: Path) -> Iterable[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): path.stat().st_size for path in files}
 
 
 def _hash(path: Path) -> str | None:
