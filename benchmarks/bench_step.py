@@ -2,11 +2,12 @@
 
 Models of SmolLM2-135M's sizes (30 layers) and of 10 of its layers, random weights, no download; row lengths of Dolly;
 forward, backward and AdamW in fp32 (the last variant: in bf16 with fp32 master weights, as DeepSpeed has it). Each
-variant runs in a process of its own, so that peak memory is its own; all see the same examples. "SFT" is the same
-student without a teacher. The passes of the teacher alone are timed too: over these batches as an epoch takes them, and
+variant runs in a process of its own, so that peak memory is its own; all see the same examples. The variants take
+turns, and the best of the rounds counts for each batch, since a machine's speed varies. "SFT" is the same student
+without a teacher. The passes of the teacher alone are timed too: over these batches as an epoch takes them, and
 as the cache is made.
 
-    python benchmarks/bench_step.py [--objective todi] [--batches 4] [--batch-size 4]
+    python benchmarks/bench_step.py [--objective todi] [--batches 2] [--batch-size 4] [--rounds 3]
 
 Prints a table and writes benchmarks/results/<date>-bench_step-<objective>.json.
 """
@@ -37,6 +38,7 @@ from data_utils.batches import Example, collate  # noqa: E402
 from distiller import Distiller  # noqa: E402
 from evaluation.results import format_table  # noqa: E402
 from models.heads import SplitModel, find_head  # noqa: E402
+from models.probes import batch_layout  # noqa: E402
 from reference.dense_step import dense_loss, pad_to_max  # noqa: E402
 from teacher import CachedTeacher, LiveTeacher  # noqa: E402
 from teacher_cache import TeacherCache  # noqa: E402
@@ -50,6 +52,7 @@ STEPS = {
     "dense": "padded to 512, dense logits",
     "live": "packed, chunked loss, live teacher",
     "cached": "packed, chunked loss, cached teacher",
+    "cached-compiled": "... with --compile-loss",
     "sft": "packed, chunked loss, SFT",
     "live-bf16": "packed, chunked loss, live teacher, bf16",
 }
@@ -110,13 +113,14 @@ class Rows:
 
 
 def measure(variant: str, cache: str, args: argparse.Namespace) -> dict:
-    """Seconds a step or pass over the same rows, mean losses, peak memory in MB of one variant."""
+    """Seconds of each step or pass over the same rows, mean losses, peak memory in MB of one variant."""
     batches = make_batches(args.batches, args.batch_size)
     if variant == "fill":
         found = fill(batches, TeacherCache(cache, {"teacher": "random"}))
     elif variant == "teacher":
         teacher = live_teacher()
-        found = timed(batches, lambda examples: teacher.states(collate(examples, 0, MAX_LENGTH, "packed")) and 0.0)
+        layout = batch_layout([teacher.model.model])
+        found = timed(batches, lambda examples: teacher.states(collate(examples, 0, MAX_LENGTH, layout)) and 0.0)
     else:
         found = timed(batches, step_of(variant, cache, args))
     return found | {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
@@ -128,7 +132,7 @@ def timed(batches: list[list[Example]], step: Callable[[list[Example]], float]) 
         started = time.perf_counter()
         losses.append(step(examples))
         seconds.append(time.perf_counter() - started)
-    return {"seconds": sum(seconds[1:]) / len(seconds[1:]), "losses": losses}
+    return {"seconds": seconds[1:], "losses": losses}
 
 
 def step_of(variant: str, cache: str, args: argparse.Namespace) -> Callable[[list[Example]], float]:
@@ -140,21 +144,25 @@ def step_of(variant: str, cache: str, args: argparse.Namespace) -> Callable[[lis
     else:
         optimizer = MasterWeights(student)
         distiller = Distiller(
-            SplitModel(student, find_head(student)), build_criterion(kd.objective, kd), kd.loss_chunk_mb
+            SplitModel(student, find_head(student)),
+            build_criterion(kd.objective, kd),
+            kd.loss_chunk_mb,
+            compile_loss=variant.endswith("compiled"),
         )
         source = {
             "live": live_teacher,
             "live-bf16": lambda: live_teacher(dtype),
             "cached": lambda: CachedTeacher(TeacherCache(cache, {"teacher": "random"}), torch.device("cpu")),
             "sft": lambda: None,
-        }[variant]()
+        }[variant.removesuffix("-compiled")]()
+        layout = batch_layout([student, *([source.model.model] if isinstance(source, LiveTeacher) else [])])
 
     def loss_of(examples: list[Example]) -> torch.Tensor:
         if variant == "dense":
             batch = pad_to_max([(e.prompt_ids, e.response_ids) for e in examples], MAX_LENGTH, pad_id=0)
             sums = dense_loss(student, teacher, batch, args.objective, kd.kd_rate, TEMPERATURE)
             return sums.loss_sum / sums.tokens
-        batch = collate(examples, 0, MAX_LENGTH, "packed")
+        batch = collate(examples, 0, MAX_LENGTH, layout)
         return distiller(batch, source.states(batch) if source else None).loss / len(batch.labels_N)
 
     def step(examples: list[Example]) -> float:
@@ -172,27 +180,29 @@ def fill(batches: list[list[Example]], cache: TeacherCache) -> dict:
     logging.disable()
     device = init_distributed()
     teacher = live_teacher()
+    layout = batch_layout([teacher.model.model])
     cache.start(teacher.head, "random weights")
 
     def compute(examples: list[Example]) -> None:
         rows = Rows(examples)
         missing = [(rows, i) for i in range(len(examples))]
         logger = logging.getLogger("fill")
-        compute_states(cache, teacher.model, missing, "packed", MAX_LENGTH, 0, device, False, logger)
+        compute_states(cache, teacher.model, missing, layout, MAX_LENGTH, 0, device, False, logger)
 
     compute(batches[0])
     started = time.perf_counter()
     compute([example for batch in batches[1:] for example in batch])
     seconds = time.perf_counter() - started
     dist.destroy_process_group()
-    return {"seconds": seconds / len(batches[1:])}
+    return {"seconds": [seconds / len(batches[1:])]}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--objective", default="todi")
-    parser.add_argument("--batches", type=int, default=4, help="steps timed, after one that warms up")
+    parser.add_argument("--batches", type=int, default=2, help="steps timed, after one that warms up")
     parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each variant")
     parser.add_argument("--variant", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if (args.batches + 1) * args.batch_size > len(DOLLY):
@@ -201,14 +211,28 @@ def main() -> None:
         print(json.dumps(measure(*args.variant, args)))
         return
 
-    results = {}
-    with tempfile.TemporaryDirectory() as cache:
-        for variant in ("dense", "live", "fill", "cached", "sft", "teacher", "live-bf16"):
-            arguments = [*sys.argv[1:], "--variant", variant, cache]
-            results[variant] = in_process(__file__, arguments, os.environ | HUGE_PAGES)
+    found = {variant: [] for variant in (*STEPS, *PASSES)}
+    for _ in range(args.rounds):
+        with tempfile.TemporaryDirectory() as cache:
+            for variant in ("dense", "live", "fill", "cached", "cached-compiled", "sft", "teacher", "live-bf16"):
+                arguments = [*sys.argv[1:], "--variant", variant, cache]
+                found[variant].append(in_process(__file__, arguments, os.environ | HUGE_PAGES))
+    results = {variant: best(rounds) for variant, rounds in found.items()}
     print_tables(results)
-    settings = {"objective": args.objective, "batch_size": args.batch_size, "batches": args.batches}
+    settings = {
+        "objective": args.objective,
+        "batch_size": args.batch_size,
+        "batches": args.batches,
+        "rounds": args.rounds,
+    }
     write_result(f"bench_step-{args.objective}", settings, results=results)
+
+
+def best(rounds: list[dict]) -> dict:
+    """The mean over the batches of the best time for each; the largest peak."""
+    fastest = [min(seconds) for seconds in zip(*(found["seconds"] for found in rounds))]
+    peak_mb = max(found["peak_mb"] for found in rounds)
+    return rounds[0] | {"seconds": sum(fastest) / len(fastest), "peak_mb": peak_mb, "rounds": rounds}
 
 
 def print_tables(results: dict[str, dict]) -> None:
@@ -221,7 +245,10 @@ def print_tables(results: dict[str, dict]) -> None:
         rows[-1] += [f"{found['peak_mb']:.0f}", f"{found['peak_mb'] / dense['peak_mb']:.2f}x"]
         rows[-1] += ["" if variant == "sft" else f"{off:.1e}"]
     print(format_table(["step", "seconds", "faster", "peak MB", "of dense", "loss off by"], rows))
-    print(f"\nKD with the cache / SFT: {results['cached']['seconds'] / results['sft']['seconds']:.2f}x\n")
+    for variant in ("cached", "cached-compiled"):
+        ratio = results[variant]["seconds"] / results["sft"]["seconds"]
+        print(f"\nKD, {STEPS[variant]} / SFT: {ratio:.2f}x")
+    print()
     rows = [[name, f"{results[variant]['seconds']:.2f}"] for variant, name in PASSES.items()]
     print(format_table(["pass, rows of a step", "seconds"], rows))
     ratio = results["fill"]["seconds"] / results["teacher"]["seconds"]

@@ -196,7 +196,7 @@ def load_models(
         total = sum(getattr(p, "ds_numel", p.numel()) for p in part.model.parameters())
         logger.info("%s: %s parameters, %s trainable, head %s", name, f"{total:,}", f"{trainable:,}", part.head.kind)
     logger.info("vocabulary %d, batches %s", student.head.vocabulary_size, layout)
-    return Distiller(student, criterion, config.kd.loss_chunk_mb), teacher, layout
+    return Distiller(student, criterion, config.kd.loss_chunk_mb, config.kd.compile_loss), teacher, layout
 
 
 def shared_ids(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, student: SplitModel, teacher: Teacher) -> int:

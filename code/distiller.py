@@ -8,19 +8,21 @@ from torch import nn
 from criterions import Criterion
 from criterions.fused import LossSums, ResponseRows
 from data_utils.batches import Batch
-from models.heads import SplitModel
+from models.heads import SplitModel, add_input_gradient_sparsely
 from teacher import TeacherStates
 
 
 class Distiller(nn.Module):
     """Student and criterion. The teacher is not part of it: neither its memory nor its parameters are the engine's."""
 
-    def __init__(self, student: SplitModel, criterion: Criterion, loss_chunk_mb: int):
+    def __init__(self, student: SplitModel, criterion: Criterion, loss_chunk_mb: int, compile_loss: bool = False):
         super().__init__()
         self.student = student.model
         self.split_student = student
         self.criterion = criterion
         self.chunk_bytes = loss_chunk_mb * 2**20
+        self.compile_loss = compile_loss
+        add_input_gradient_sparsely(student)
 
     def forward(self, batch: Batch, teacher: TeacherStates | None = None) -> LossSums:
         """Sums over the batch's response positions: of the objective in training, of the NLL alone in evaluation.
@@ -42,4 +44,5 @@ class Distiller(nn.Module):
             teacher_hidden_NE=teacher.hidden_NE if teacher else None,
             teacher_head=teacher.head if teacher else None,
             rows_of_ranks=batch.rows_of_ranks,
+            compiled=self.compile_loss,
         )

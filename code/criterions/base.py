@@ -133,9 +133,10 @@ def log_probabilities(student_logits_NV: Tensor, teacher_logits_NV: Tensor) -> t
 def _may_be_absent(logits_NV: Tensor) -> bool:
     """Whether an entry is -inf; heads hardly ever say so, and masking costs a CPU as much as the divergence itself.
 
-    An accelerator is not asked: the answer would have to wait for it.
+    An accelerator is not asked: the answer would have to wait for it. Compiled code is not either: it masks in passing.
     """
-    return not logits_NV.is_cpu or (logits_NV.numel() > 0 and bool(logits_NV.detach().amin().isneginf()))
+    ask = logits_NV.is_cpu and not torch.compiler.is_compiling()
+    return not ask or (logits_NV.numel() > 0 and bool(logits_NV.detach().amin().isneginf()))
 
 
 def expectation(log_weights_NV: Tensor, values_NV: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ and accumulates the gradients of the hidden states and, if it trains, of the hea
 memory does not grow with the number of positions.
 
 A chunk is large, for the matrix products; on a CPU the passes over its logits go by blocks of a few rows that stay in
-the cache, and the gradient of a block takes the place of its logits.
+the cache, and the gradient of a block takes the place of its logits. `torch.compile` makes few passes of many, where
+--compile-loss asks for it.
 
 Shapes: N response positions of a micro-batch on this rank, C of them in a chunk, B of those in a block, V shared
 vocabulary, D and E hidden sizes of student and teacher.
@@ -14,6 +15,7 @@ vocabulary, D and E hidden sizes of student and teacher.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple, Protocol
 
 import torch
@@ -44,8 +46,8 @@ class Head(Protocol):
     def project_backward(self, grad_raw_CV: Tensor) -> Tensor:
         """grad_hidden_CD."""
 
-    def accumulate_weight_gradient(self, grad_weight_VD: Tensor, grad_raw_CV: Tensor, hidden_CD: Tensor) -> None:
-        """Adds this chunk's share in place."""
+    def weight_gradient(self, so_far_VD: Tensor | None, grad_raw_CV: Tensor, hidden_CD: Tensor) -> Tensor:
+        """grad_weight_VD, at least in fp32: this chunk's share, added in place to that of the chunks so far."""
 
 
 class LossSums(NamedTuple):
@@ -62,6 +64,7 @@ class ResponseRows:
 
     rows_of_ranks: how many positions every rank has in this micro-step.
     chunk_bytes: size of one fp32 [C, V] block; decides C.
+    compiled: whether loss and gradient of a block are compiled.
     """
 
     hidden_ND: Tensor
@@ -71,6 +74,7 @@ class ResponseRows:
     teacher_hidden_NE: Tensor | None = None
     teacher_head: Head | None = None
     rows_of_ranks: tuple[int, ...] = (0,)
+    compiled: bool = False
 
     def walk(
         self,
@@ -118,16 +122,20 @@ class ResponseRows:
 class _Chunk(NamedTuple):
     """Raw logits of some rows, and what belongs to each row."""
 
-    raw_CV: Tensor
+    raw_CV: Tensor | None
     teacher_raw_CV: Tensor | None
     labels_C: Tensor
     temperature: float | Tensor  # one for all, or [C]
     kd_scale_C: Tensor | None
 
+    @property
+    def block_rows(self) -> int:
+        rows, vocabulary_size = self.raw_CV.shape
+        return max(1, CPU_BLOCK_BYTES // (4 * vocabulary_size)) if self.raw_CV.is_cpu else max(1, rows)
+
     def blocks(self) -> Iterator["_Chunk"]:
         """Views of a few rows each; one, empty, of an empty chunk."""
-        rows, vocabulary_size = self.raw_CV.shape
-        size = max(1, CPU_BLOCK_BYTES // (4 * vocabulary_size)) if self.raw_CV.device.type == "cpu" else max(1, rows)
+        rows, size = len(self.raw_CV), self.block_rows
         for first in range(0, max(1, rows), size):
             block = slice(first, first + size)
             yield _Chunk(*(part[block] if isinstance(part, Tensor) else part for part in self))
@@ -197,19 +205,65 @@ class _Walk:
         for rows, with_kd in self.chunks():
             yield rows, project(rows, with_kd, self.temperature, self.kd_scale)
 
-    def loss(self, block: _Chunk, raw_BV: Tensor) -> LossSums:
-        """Sums of a block; `raw_BV` are its raw logits as a leaf that may require a gradient."""
-        logits_BV = self.rows.head.finish(raw_BV)
-        with torch.set_grad_enabled(self.ce_weight > 0 and raw_BV.requires_grad):
-            ce = F.cross_entropy(logits_BV, block.labels_C, reduction="sum")
-        if block.teacher_raw_CV is None:
-            return LossSums(self.ce_weight * ce, ce, torch.zeros_like(ce))
-        teacher_logits_BV = self.rows.teacher_head.finish(block.teacher_raw_CV)
-        kd_B = self.criterion.token_loss(
+    @property
+    def equation(self) -> "_Equation":
+        return _Equation(self.criterion, self.rows.head, self.rows.teacher_head, self.ce_weight, self.kd_weight)
+
+
+class _Equation(NamedTuple):
+    """What makes a loss of raw logits."""
+
+    criterion: Criterion
+    head: Head
+    teacher_head: Head | None
+    ce_weight: float
+    kd_weight: float
+
+
+def _block_loss(raw_BV: Tensor, block: _Chunk, equation: _Equation, scale: float) -> tuple[Tensor, Tensor]:
+    """scale * loss, differentiable in `raw_BV`, the raw logits of the block; and [loss, CE, KD]."""
+    criterion, head, teacher_head, ce_weight, kd_weight = equation
+    logits_BV = head.finish(raw_BV)
+    ce = F.cross_entropy(logits_BV if ce_weight > 0 else logits_BV.detach(), block.labels_C, reduction="sum")
+    loss, kd = ce_weight * ce, torch.zeros_like(ce)
+    if block.teacher_raw_CV is not None:
+        teacher_logits_BV = teacher_head.finish(block.teacher_raw_CV)
+        kd_B = criterion.token_loss(
             _tempered(logits_BV, block.temperature), _tempered(teacher_logits_BV, block.temperature), block.labels_C
         )
         kd = (kd_B if block.kd_scale_C is None else kd_B * block.kd_scale_C).sum()
-        return LossSums(self.ce_weight * ce + self.kd_weight * kd, ce, kd)
+        loss = loss + kd_weight * kd
+    return loss * scale, torch.stack((loss, ce, kd)).detach()
+
+
+def _block_gradient(block: _Chunk, equation: _Equation, scale: float) -> tuple[Tensor, Tensor]:
+    """The gradient of scale * loss in the raw logits, and [loss, CE, KD]."""
+    raw_BV = block.raw_CV.detach().requires_grad_()
+    with torch.enable_grad():
+        loss, sums = _block_loss(raw_BV, block, equation, scale)
+    return torch.autograd.grad(loss, raw_BV)[0], sums
+
+
+def _compiled_block_gradient(block: _Chunk, equation: _Equation, scale: float) -> tuple[Tensor, Tensor]:
+    """The same, compiled; but for what is left at the end of a chunk, which would take a compilation of its own."""
+    if len(block.raw_CV) < block.block_rows:
+        return _block_gradient(block, equation, scale)
+    gradient_BV, (_, sums) = _compiled_loss()(block.raw_CV, block._replace(raw_CV=None), equation, scale)
+    return gradient_BV, sums
+
+
+@cache
+def _compiled_loss() -> Callable:
+    return torch.compile(torch.func.grad_and_value(_block_loss, has_aux=True))
+
+
+def check_compiler() -> None:
+    """Raises ValueError if `torch.compile` does not work here."""
+    try:
+        torch.compile(lambda x: x.exp().sum())(torch.zeros(2, 3))
+    except Exception as error:  # no C++ compiler, no Triton, a Python it does not know
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"--compile-loss: torch.compile does not work here ({reason}); leave the flag out") from error
 
 
 def _tempered(logits_BV: Tensor, temperature: float | Tensor) -> Tensor:
@@ -227,7 +281,7 @@ class _ChunkedLoss(torch.autograd.Function):
         needs_hidden, needs_weight, needs_bias, _ = ctx.needs_input_grad
         accumulate = {"dtype": torch.promote_types(hidden_ND.dtype, torch.float32)}
         grad_hidden_ND = torch.zeros_like(hidden_ND) if needs_hidden else None
-        grad_weight_VD = torch.zeros_like(weight_VD, **accumulate) if needs_weight else None
+        grad_weight_VD = None
         grad_bias_V = torch.zeros_like(bias_V, **accumulate) if needs_bias else None
         needs_gradient = needs_hidden or needs_weight or needs_bias
         # The engine's loss scale comes only in the backward; without one of its own, fp16 would round most of the
@@ -235,20 +289,21 @@ class _ChunkedLoss(torch.autograd.Function):
         ctx.scale = 1024.0 if hidden_ND.dtype == torch.float16 else 1.0
         sums = torch.zeros(3, device=hidden_ND.device, dtype=accumulate["dtype"])
 
+        equation = walk.equation
+        block_gradient = _compiled_block_gradient if walk.rows.compiled else _block_gradient
         for rows, chunk in walk.projected():
             for block in chunk.blocks():
-                raw_BV = block.raw_CV.detach().requires_grad_(needs_gradient)
-                with torch.set_grad_enabled(needs_gradient):
-                    block_sums = walk.loss(block, raw_BV)
-                sums += torch.stack(block_sums).detach()
                 if needs_gradient:
-                    scale = torch.full_like(block_sums.loss, ctx.scale)
-                    block.raw_CV.copy_(*torch.autograd.grad(block_sums.loss, raw_BV, scale))
+                    gradient_BV, block_sums = block_gradient(block, equation, ctx.scale)
+                    block.raw_CV.copy_(gradient_BV)
+                else:
+                    _, block_sums = _block_loss(block.raw_CV, block, equation, 1.0)
+                sums += block_sums
             grad_raw_CV = chunk.raw_CV
             if needs_hidden:
                 grad_hidden_ND[rows] = head.project_backward(grad_raw_CV)
             if needs_weight:
-                head.accumulate_weight_gradient(grad_weight_VD, grad_raw_CV, hidden_ND[rows])
+                grad_weight_VD = head.weight_gradient(grad_weight_VD, grad_raw_CV, hidden_ND[rows])
             if needs_bias:
                 grad_bias_V[: head.vocabulary_size] += grad_raw_CV.sum(0, dtype=grad_bias_V.dtype)
 

@@ -53,8 +53,13 @@ class LanguageModelHead:
     def project_backward(self, grad_raw_CV: Tensor) -> Tensor:
         return grad_raw_CV @ self._weight()
 
-    def accumulate_weight_gradient(self, grad_weight_VD: Tensor, grad_raw_CV: Tensor, hidden_CD: Tensor) -> None:
-        shared_VD = grad_weight_VD[: self.vocabulary_size]
+    def weight_gradient(self, so_far_VD: Tensor | None, grad_raw_CV: Tensor, hidden_CD: Tensor) -> Tensor:
+        dtype = torch.promote_types(grad_raw_CV.dtype, torch.float32)
+        if so_far_VD is None:
+            if grad_raw_CV.dtype == dtype and self.vocabulary_size == self.whole_size:
+                return grad_raw_CV.T @ hidden_CD
+            so_far_VD = torch.zeros_like(self.linear.weight, dtype=dtype)
+        shared_VD = so_far_VD[: self.vocabulary_size]
         if grad_raw_CV.dtype == shared_VD.dtype:
             shared_VD.addmm_(grad_raw_CV.T, hidden_CD)
         elif grad_raw_CV.is_cuda:  # half precision in, fp32 out: a sum over rows can leave the range of fp16
@@ -65,6 +70,7 @@ class LanguageModelHead:
             shared_VD += torch.mm(grad_raw_CV.T, hidden_CD)
         else:
             shared_VD.addmm_(grad_raw_CV.T.to(shared_VD.dtype), hidden_CD.to(shared_VD.dtype))
+        return so_far_VD
 
     def _weight(self) -> Tensor:
         return self.linear.weight[: self.vocabulary_size]
@@ -90,7 +96,7 @@ class ModelLogits:
     def project_backward(self, grad_logits_CV: Tensor) -> Tensor:
         return grad_logits_CV
 
-    def accumulate_weight_gradient(self, *_) -> None:
+    def weight_gradient(self, *_) -> Tensor:
         raise AssertionError("a model's own logits come with no head weight")
 
 
@@ -119,6 +125,18 @@ class SplitModel:
             return logits_RKV.flatten(0, 1)[positions_N, : self.head.vocabulary_size]
         hidden_RTD = self.causal_lm.base_model(**inputs).last_hidden_state
         return hidden_RTD.flatten(0, 1)[batch.response_positions]
+
+
+def add_input_gradient_sparsely(student: SplitModel) -> None:
+    """Where the input embedding and the head are one weight, its gradient is the head's plus that of a few rows.
+
+    Then the inputs' share is added to the head's as those rows, where autograd would add a second tensor of the head's
+    size, nearly all of it zeros. On a CPU, not in half precision; elsewhere, dense gradients are the ones that are
+    summed in fp32 or in a fixed order.
+    """
+    embedding, weight = student.causal_lm.get_input_embeddings(), student.head.parameters()[0]
+    if isinstance(embedding, nn.Embedding) and embedding.weight is weight:
+        embedding.sparse = weight.is_cpu and weight.dtype in (torch.float32, torch.float64)
 
 
 def unwrap_peft(model: nn.Module) -> PreTrainedModel:

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from data_utils.batches import Batch, Example, Layout, collate
+from models.attention import BY_EXAMPLE, SDPA, can_attend_by_example, set_attention
 from models.heads import ModelLogits, SplitModel, find_head, unwrap_peft
 
 # Root mean square difference of logits, in units of their spread, that rounding explains. The same hidden states go
@@ -45,7 +46,17 @@ def head_is_exact(model: SplitModel) -> bool:
 
 
 def batch_layout(models: Sequence[PreTrainedModel]) -> Layout:
-    """The best layout in which every model tells the examples of a row apart."""
+    """The best layout in which every model tells the examples of a row apart.
+
+    Models that can attend example by example do so from here on, if all of them can.
+    """
+    if all(can_attend_by_example(model) for model in models):
+        for model in models:
+            set_attention(model, BY_EXAMPLE)
+        if all(packing_is_exact(model, "packed into one row") for model in models):
+            return "packed into one row"
+        for model in models:
+            set_attention(model, SDPA)
     for layout in ("packed", "packed into one row"):
         if all(packing_is_exact(model, layout) for model in models):
             return layout

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from arguments import TrainConfig
 from criterions import Criterion, build_criterion
+from criterions.fused import check_compiler
 from data_utils.dataset import InstructionDataset
 from models.files import check_adapter_path, check_model_path, check_revision
 from preflight.plans import Ranks, check_positions, plan_cache, plan_data, plan_disk, plan_memory, plan_steps
@@ -24,6 +25,9 @@ def check(config: TrainConfig) -> tuple[Criterion, dict]:
         criterion = build_criterion(config.kd.objective, config.kd)
     with report.check():
         settings = read_deepspeed_config(config.train)
+    with report.check():
+        if config.kd.compile_loss:
+            check_compiler()
     with report.check():
         check_revision("--model-revision", config.model.model_revision, config.model.model_path)
         check_model_path("--model-path", config.model.model_path)

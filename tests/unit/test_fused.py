@@ -22,6 +22,7 @@ from transformers import (
 
 from arguments import KDArguments
 from criterions import StepPlan, build_criterion
+from criterions import fused as fused_loss
 from criterions.fused import ResponseRows
 from data_utils.batches import Example, collate
 from distiller import Distiller
@@ -152,7 +153,8 @@ def dense(head, objective, kd_rate=0.3, temperature=1.0, squared=False, vocabula
 
 
 def distiller_of(model, objective, rows_per_chunk, **arguments):
-    distiller = Distiller(model, build_criterion(objective, KDArguments(**arguments)), loss_chunk_mb=1)
+    args = KDArguments(**arguments)
+    distiller = Distiller(model, build_criterion(objective, args), loss_chunk_mb=1, compile_loss=args.compile_loss)
     distiller.chunk_bytes = rows_per_chunk * 4 * model.head.vocabulary_size
     return distiller.train()
 
@@ -164,6 +166,7 @@ def batch_of(some, layout="packed"):
 def fused(model, objective, rows_per_chunk, layout="packed", source=None, **arguments):
     distiller = distiller_of(model, objective, rows_per_chunk, **arguments)
     batch = batch_of(EXAMPLES, layout)
+    distiller.criterion.start_step(StepPlan(tokens=(tokens_of(EXAMPLES),)))
     source = source or live_teacher(model.head.vocabulary_size)
     sums = distiller(batch, source.states(batch) if distiller.criterion.needs_teacher else None)
     sums.loss.backward()
@@ -203,6 +206,38 @@ def test_chunked_and_packed_equals_dense_and_padded(head, objective, rows_per_ch
     model = split_student(head)
     assert type(model.head) is LanguageModelHead
     assert_same(fused(model, objective, rows_per_chunk, kd_rate=0.3), dense(head, objective))
+
+
+@pytest.mark.parametrize("objective, head", [("todi", "tied"), ("adakd", "softcap"), ("cross_entropy", "untied")])
+def test_compiled_equals_dense(objective, head, monkeypatch):
+    """Blocks of three rows, and what is left at the end of a chunk, which is not compiled."""
+    try:
+        fused_loss.check_compiler()
+    except ValueError as error:
+        pytest.skip(str(error))
+    torch.compiler.reset()
+    fused_loss._compiled_loss.cache_clear()
+    compiled, calls = fused_loss._compiled_loss(), []
+    monkeypatch.setattr(fused_loss, "_compiled_loss", lambda: lambda *args: calls.append(0) or compiled(*args))
+    compiled_sums = fused(split_student(head), objective, 7, compile_loss=True, kd_rate=0.3)
+    assert_same(compiled_sums, fused(split_student(head), objective, 7, kd_rate=0.3))
+    assert len(calls) >= 4 and torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+
+
+def test_without_a_compiler_the_flag_is_refused(monkeypatch):
+    def no_compiler(function):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    with pytest.raises(ValueError, match=r"--compile-loss: .*no C\+\+ compiler.*leave"):
+        fused_loss.check_compiler()
+
+
+def test_the_gradient_of_tied_inputs_is_no_second_dense_tensor():
+    model = split_student("tied")
+    distiller_of(model, "todi", 7)
+    assert model.model.get_input_embeddings().sparse
+    assert fused(model, "todi", 7)[3]["model.embed_tokens.weight"].layout is torch.strided
 
 
 @pytest.mark.parametrize("head", HEADS)

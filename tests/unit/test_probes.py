@@ -27,8 +27,9 @@ from transformers import (
 )
 
 from data_utils.batches import Example, collate
+from models.attention import BY_EXAMPLE
 from models.heads import LanguageModelHead, ModelLogits, find_head, unwrap_peft
-from models.probes import packing_is_exact, split
+from models.probes import batch_layout, packing_is_exact, split
 
 VOCAB = 97
 IDS = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1}
@@ -96,6 +97,75 @@ def test_rounding_does_not_decide(name, dtype):
     model = build(name).to(dtype)
     assert packing_is_exact(model) == (name in PACKABLE)
     assert type(split(model).head) is LanguageModelHead
+
+
+# Example by example
+
+
+def one_row_and_alone(model, batch):
+    """Logits of packed examples, and of each alone with plain sdpa, at the response positions."""
+    inputs = {"input_ids": batch.input_ids_RT, "position_ids": batch.position_ids_RT, "use_cache": False}
+    logits_NV = model(**inputs).logits.flatten(0, 1)[batch.response_positions]
+    model.set_attn_implementation("sdpa")
+    alone = [collate([example], 0, 1, "padded") for example in batch.examples]
+    alone_NV = [model(input_ids=one.input_ids_RT).logits[0, one.response_positions] for one in alone]
+    return logits_NV, torch.cat(alone_NV)
+
+
+@pytest.mark.parametrize("name", [name for name, attention in ATTENTION if attention == "sdpa"])
+def test_on_a_cpu_packed_examples_attend_one_by_one(name):
+    """OPT too, whose own mask does not see where an example ends."""
+    model = build(name, "sdpa").double()
+    layout = batch_layout([model])
+    if name == "falcon":
+        assert layout == "padded" and model.config._attn_implementation == "sdpa"
+        return
+    assert layout == "packed into one row" and model.config._attn_implementation == BY_EXAMPLE
+    ids = torch.randint(2, VOCAB, (40,), generator=torch.Generator().manual_seed(1)).tolist()
+    examples = [Example(ids[:5], ids[5:17]), Example(ids[17:18], ids[18:19]), Example(ids[19:22], ids[22:])]
+    together, alone = one_row_and_alone(model, collate(examples, 0, 64, layout))
+    torch.testing.assert_close(together, alone)
+
+
+def test_a_model_that_cannot_keeps_the_attention_of_all():
+    models = [build("llama", "sdpa"), build("falcon", "sdpa")]
+    assert batch_layout(models) == "padded"
+    assert [model.config._attn_implementation for model in models] == ["sdpa", "sdpa"]
+    assert batch_layout([build("llama", "sdpa"), build("llama", "eager")]) == "packed"
+
+
+def test_padded_batches_and_generation_are_those_of_sdpa():
+    model, ids = build("mistral", "sdpa"), torch.randint(2, VOCAB, (3, 9), generator=torch.Generator().manual_seed(2))
+    mask = torch.ones_like(ids)
+    mask[0, :4] = mask[2, :1] = 0
+    found = []
+    for implementation in ("sdpa", BY_EXAMPLE):
+        model.set_attn_implementation(implementation)
+        answers = model.generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=False)
+        one = model.generate(ids[1:2], max_new_tokens=8, do_sample=False)
+        found.append((model(input_ids=ids, attention_mask=mask).logits, answers, one))
+    for sdpa, by_example in zip(*found):
+        assert torch.equal(sdpa, by_example)
+
+
+def test_gradients_with_checkpointing_are_the_same():
+    examples = [Example([5, 6, 7], [8, 9, 10, 11]), Example([4, 3], [2, 12])]
+    gradients = []
+    for checkpointing in (False, True):
+        model = build("llama", "sdpa").double().train()
+        batch = collate(examples, 0, 64, batch_layout([model]))
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model(input_ids=batch.input_ids_RT, position_ids=batch.position_ids_RT, use_cache=False).logits.sum().backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
+    torch.testing.assert_close(*gradients)
+
+
+def test_the_attention_is_not_saved(tmp_path):
+    model = build("llama", "sdpa")
+    assert batch_layout([model]) == "packed into one row"
+    model.save_pretrained(tmp_path)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).config._attn_implementation == "sdpa"
 
 
 class Rounding(LlamaForCausalLM):

@@ -1,0 +1,74 @@
+"""Attention of examples packed into one row, one example after the other, for CPUs.
+
+PyTorch's CPU kernel takes the whole square of a row, masked or not; the examples of a row need the triangles on its
+diagonal. Registered with Transformers as an attention implementation, it gets what a variable-length kernel gets,
+`position_ids` that restart at each example, and calls Transformers' own `sdpa` on every example. Batches of any other
+shape, and generation, go to that `sdpa` as they are.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+SDPA, BY_EXAMPLE = "sdpa", "sdpa_by_example"
+
+
+def can_attend_by_example(model: PreTrainedModel) -> bool:
+    """Whether it has Transformers' `sdpa`, on a CPU, and takes its place for a variable-length kernel."""
+    config = model.config.get_text_config()
+    if getattr(config, "attention_chunk_size", None) is not None:  # a mask that a kernel without masks does not have
+        return False
+    return (
+        config._attn_implementation in (SDPA, BY_EXAMPLE) and model.device.type == "cpu" and model._supports_flash_attn
+    )
+
+
+def set_attention(model: PreTrainedModel, implementation: str) -> None:
+    model.set_attn_implementation(implementation)
+
+
+def _attention(
+    module: nn.Module,
+    query_RHTD: Tensor,
+    key_RHTD: Tensor,
+    value_RHTD: Tensor,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None = None,
+    sliding_window: int | None = None,
+    **kwargs,
+) -> tuple[Tensor, None]:
+    """[R, T, H, D] of the attention of each token to the tokens before it in its example."""
+    inputs = query_RHTD, key_RHTD, value_RHTD
+    if attention_mask is not None or position_ids is None or key_RHTD.shape[2] != query_RHTD.shape[2]:
+        return sdpa_attention_forward(module, *inputs, attention_mask, **kwargs)
+    starts = (position_ids[0] == 0).nonzero()[:, 0].tolist()
+    lengths = [end - start for start, end in zip(starts, [*starts[1:], query_RHTD.shape[2]])]
+    found = []
+    for query, key, value in zip(*(tensor.split(lengths, dim=2) for tensor in inputs)):
+        mask = _band(query.shape[2], sliding_window, query.device)
+        found.append(sdpa_attention_forward(module, query, key, value, mask, **kwargs)[0])
+    return torch.cat(found, dim=1), None
+
+
+def _band(length: int, window: int | None, device: torch.device) -> Tensor | None:
+    """Which tokens see which where a window is shorter than the example; None: all that are before."""
+    if window is None or length <= window:
+        return None
+    return torch.ones(1, 1, length, length, dtype=torch.bool, device=device).tril().triu(1 - window)
+
+
+def _mask(
+    batch_size: int, q_length: int, kv_length: int, attention_mask: Tensor | None = None, **kwargs
+) -> Tensor | None:
+    """None for one row that is packed (or whole); what `sdpa` gets for anything else."""
+    if batch_size == 1 and q_length == kv_length and attention_mask is None:
+        return None
+    return sdpa_mask(
+        batch_size=batch_size, q_length=q_length, kv_length=kv_length, attention_mask=attention_mask, **kwargs
+    )
+
+
+AttentionInterface.register(BY_EXAMPLE, _attention)
+AttentionMaskInterface.register(BY_EXAMPLE, _mask)
