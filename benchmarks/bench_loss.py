@@ -2,8 +2,9 @@
 
 From hidden states and heads (random, tied sizes) to the loss and the gradients of hidden states and head weight, in
 fp32. The floor is the four matrix products that no exact method avoids (logits of both models, gradients of hidden
-states and weight), measured in the same process; "of matmul" is the floor's time over the method's. Each method runs in
-a process of its own; memory is its peak over what the inputs take, the gradients included.
+states and weight), measured in the same process; "of matmul" is the floor's time over the method's. "compiled" is ours
+with --compile-loss, its compilation left out of the time. Each method runs in a process of its own; memory is its peak
+over what the inputs take, the gradients included.
 
     python benchmarks/bench_loss.py [--objectives fkl todi js] [--vocabularies 32000 49152 151936 262144]
 
@@ -18,6 +19,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -29,7 +31,7 @@ sys.path[:0] = [str(ROOT / "code"), str(ROOT / "tests"), str(ROOT / "benchmarks"
 from workload import in_process, write_result  # noqa: E402
 
 from arguments import KDArguments  # noqa: E402
-from criterions import build_criterion  # noqa: E402
+from criterions import Criterion, build_criterion  # noqa: E402
 from criterions.fused import ResponseRows  # noqa: E402
 from evaluation.results import format_table  # noqa: E402
 from models.heads import LanguageModelHead  # noqa: E402
@@ -48,20 +50,28 @@ class Inputs:
         self.student_hidden_ND = torch.randn(rows, hidden, requires_grad=True)
         self.teacher_hidden_ND = torch.randn(rows, hidden)
         self.labels_N = torch.randint(vocabulary, (rows,))
+        self.student_head, self.teacher_head = (
+            LanguageModelHead(linear, vocabulary) for linear in (self.student, self.teacher)
+        )
 
 
-def ours(objective: str, x: Inputs) -> torch.Tensor:
-    args = KDArguments(kd_objective=objective, kd_rate=1.0)
-    vocabulary = len(x.student.weight)
+@cache
+def criterion_of(objective: str) -> Criterion:
+    return build_criterion(objective, KDArguments(kd_objective=objective, kd_rate=1.0))
+
+
+def ours(objective: str, x: Inputs, compiled: bool = False) -> torch.Tensor:
+    criterion = criterion_of(objective)
     rows = ResponseRows(
         x.student_hidden_ND,
-        LanguageModelHead(x.student, vocabulary),
+        x.student_head,
         x.labels_N,
-        args.loss_chunk_mb * 2**20,
+        criterion.args.loss_chunk_mb * 2**20,
         x.teacher_hidden_ND,
-        LanguageModelHead(x.teacher, vocabulary),
+        x.teacher_head,
+        compiled=compiled,
     )
-    return build_criterion(objective, args).loss(rows).loss
+    return criterion.loss(rows).loss
 
 
 def dense(objective: str, x: Inputs) -> torch.Tensor:
@@ -86,7 +96,7 @@ def liger(objective: str, x: Inputs) -> torch.Tensor:
     return loss(*of_student, *of_teacher, x.labels_N) * len(x.labels_N)
 
 
-METHODS = {"ours": ours, "dense": dense, "trl": trl, "liger": liger}
+METHODS = {"ours": ours, "compiled": partial(ours, compiled=True), "dense": dense, "trl": trl, "liger": liger}
 PACKAGES = {"trl": "trl", "liger": "liger_kernel"}
 
 
@@ -144,7 +154,7 @@ def floor(x: Inputs, times: int) -> float:
 def methods(objective: str) -> list[str]:
     """Those that know the objective and are installed."""
     peers = [name for name, package in PACKAGES.items() if objective in BETA and importlib.util.find_spec(package)]
-    return ["ours", "dense", *peers]
+    return ["ours", "compiled", "dense", *peers]
 
 
 def of_case(method: str, objective: str, rows: int, vocabulary: int, args: argparse.Namespace) -> dict:

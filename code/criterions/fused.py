@@ -245,7 +245,7 @@ def _block_gradient(block: _Chunk, equation: _Equation, scale: float) -> tuple[T
 
 
 def _compiled_block_gradient(block: _Chunk, equation: _Equation, scale: float) -> tuple[Tensor, Tensor]:
-    """The same, compiled; but for what is left at the end of a chunk, which would take a compilation of its own."""
+    """The same, compiled; on a CPU only blocks of full size, since any other would take a compilation of its own."""
     if len(block.raw_CV) < block.block_rows:
         return _block_gradient(block, equation, scale)
     gradient_BV, (_, sums) = _compiled_loss()(block.raw_CV, block._replace(raw_CV=None), equation, scale)
@@ -257,10 +257,10 @@ def _compiled_loss() -> Callable:
     return torch.compile(torch.func.grad_and_value(_block_loss, has_aux=True))
 
 
-def check_compiler() -> None:
-    """Raises ValueError if `torch.compile` does not work here."""
+def check_compiler(device: str) -> None:
+    """Raises ValueError if `torch.compile` does not work for this device type."""
     try:
-        torch.compile(lambda x: x.exp().sum())(torch.zeros(2, 3))
+        torch.compile(lambda x: x.exp().sum())(torch.zeros(2, 3, device=device))
     except Exception as error:  # no C++ compiler, no Triton, a Python it does not know
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"--compile-loss: torch.compile does not work here ({reason}); leave the flag out") from error

@@ -17,16 +17,8 @@ SDPA, BY_EXAMPLE = "sdpa", "sdpa_by_example"
 
 def can_attend_by_example(model: PreTrainedModel) -> bool:
     """Whether it has Transformers' `sdpa`, on a CPU, and takes its place for a variable-length kernel."""
-    config = model.config.get_text_config()
-    if getattr(config, "attention_chunk_size", None) is not None:  # a mask that a kernel without masks does not have
-        return False
-    return (
-        config._attn_implementation in (SDPA, BY_EXAMPLE) and model.device.type == "cpu" and model._supports_flash_attn
-    )
-
-
-def set_attention(model: PreTrainedModel, implementation: str) -> None:
-    model.set_attn_implementation(implementation)
+    implementation = model.config.get_text_config()._attn_implementation
+    return implementation in (SDPA, BY_EXAMPLE) and model.device.type == "cpu" and model._supports_flash_attn
 
 
 def _attention(
@@ -36,38 +28,32 @@ def _attention(
     value_RHTD: Tensor,
     attention_mask: Tensor | None,
     position_ids: Tensor | None = None,
-    sliding_window: int | None = None,
     **kwargs,
 ) -> tuple[Tensor, None]:
     """[R, T, H, D] of the attention of each token to the tokens before it in its example."""
     inputs = query_RHTD, key_RHTD, value_RHTD
-    if attention_mask is not None or position_ids is None or key_RHTD.shape[2] != query_RHTD.shape[2]:
+    rows, _, tokens, _ = query_RHTD.shape
+    if attention_mask is not None or position_ids is None or rows > 1 or key_RHTD.shape[2] != tokens:
         return sdpa_attention_forward(module, *inputs, attention_mask, **kwargs)
     starts = (position_ids[0] == 0).nonzero()[:, 0].tolist()
-    lengths = [end - start for start, end in zip(starts, [*starts[1:], query_RHTD.shape[2]])]
-    found = []
-    for query, key, value in zip(*(tensor.split(lengths, dim=2) for tensor in inputs)):
-        mask = _band(query.shape[2], sliding_window, query.device)
-        found.append(sdpa_attention_forward(module, query, key, value, mask, **kwargs)[0])
-    return torch.cat(found, dim=1), None
-
-
-def _band(length: int, window: int | None, device: torch.device) -> Tensor | None:
-    """Which tokens see which where a window is shorter than the example; None: all that are before."""
-    if window is None or length <= window:
-        return None
-    return torch.ones(1, 1, length, length, dtype=torch.bool, device=device).tril().triu(1 - window)
+    lengths = [end - start for start, end in zip(starts, [*starts[1:], tokens])]
+    examples = zip(*(tensor.split(lengths, dim=2) for tensor in inputs))
+    return torch.cat([sdpa_attention_forward(module, *one, None, **kwargs)[0] for one in examples], dim=1), None
 
 
 def _mask(
-    batch_size: int, q_length: int, kv_length: int, attention_mask: Tensor | None = None, **kwargs
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    attention_mask: Tensor | None = None,
+    local_size: int | None = None,
+    **kwargs,
 ) -> Tensor | None:
-    """None for one row that is packed (or whole); what `sdpa` gets for anything else."""
-    if batch_size == 1 and q_length == kv_length and attention_mask is None:
+    """None for one row that is packed (or whole) and within the window; what `sdpa` gets for anything else."""
+    if batch_size == 1 and q_length == kv_length and attention_mask is None and q_length <= (local_size or q_length):
         return None
-    return sdpa_mask(
-        batch_size=batch_size, q_length=q_length, kv_length=kv_length, attention_mask=attention_mask, **kwargs
-    )
+    shape = {"batch_size": batch_size, "q_length": q_length, "kv_length": kv_length}
+    return sdpa_mask(**shape, attention_mask=attention_mask, local_size=local_size, **kwargs)
 
 
 AttentionInterface.register(BY_EXAMPLE, _attention)

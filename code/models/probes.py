@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from data_utils.batches import Batch, Example, Layout, collate
-from models.attention import BY_EXAMPLE, SDPA, can_attend_by_example, set_attention
+from models.attention import BY_EXAMPLE, SDPA, can_attend_by_example
 from models.heads import ModelLogits, SplitModel, find_head, unwrap_peft
 
 # Root mean square difference of logits, in units of their spread, that rounding explains. The same hidden states go
@@ -50,13 +50,14 @@ def batch_layout(models: Sequence[PreTrainedModel]) -> Layout:
 
     Models that can attend example by example do so from here on, if all of them can.
     """
-    if all(can_attend_by_example(model) for model in models):
+    able = [model for model in models if can_attend_by_example(model)]
+    if len(able) == len(models):
         for model in models:
-            set_attention(model, BY_EXAMPLE)
+            model.set_attn_implementation(BY_EXAMPLE)
         if all(packing_is_exact(model, "packed into one row") for model in models):
             return "packed into one row"
-        for model in models:
-            set_attention(model, SDPA)
+    for model in able:
+        model.set_attn_implementation(SDPA)
     for layout in ("packed", "packed into one row"):
         if all(packing_is_exact(model, layout) for model in models):
             return layout

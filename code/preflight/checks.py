@@ -5,6 +5,8 @@
 
 from pathlib import Path
 
+from deepspeed.accelerator import get_accelerator
+
 from arguments import TrainConfig
 from criterions import Criterion, build_criterion
 from criterions.fused import check_compiler
@@ -27,7 +29,7 @@ def check(config: TrainConfig) -> tuple[Criterion, dict]:
         settings = read_deepspeed_config(config.train)
     with report.check():
         if config.kd.compile_loss:
-            check_compiler()
+            check_compiler(get_accelerator().device_name())
     with report.check():
         check_revision("--model-revision", config.model.model_revision, config.model.model_path)
         check_model_path("--model-path", config.model.model_path)

@@ -6,6 +6,7 @@ Training probes the real models again when they are loaded; this says beforehand
 import copy
 
 import torch
+from deepspeed.accelerator import get_accelerator
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from arguments import TrainConfig
@@ -35,7 +36,7 @@ def probe(flag: str, model: ModelFacts, config: TrainConfig, report: Report) -> 
         reason = " ".join(str(error).split())[:120]
         report.warn(f"{flag}: no tiny model of its class could be made ({reason}); training probes the real one")
         return
-    packs = batch_layout([tiny]) != "padded"
+    packs = batch_layout([tiny.to(get_accelerator().device_name())]) != "padded"
     head = split(tiny).head.kind
     report.fact(
         "probes",
@@ -43,7 +44,9 @@ def probe(flag: str, model: ModelFacts, config: TrainConfig, report: Report) -> 
         f"{LAYERS} layers)",
     )
     if not packs and config.data.packing:
-        report.warn(f"{flag}: its class ignores position_ids, so batches will be padded: right, but slower")
+        report.warn(
+            f"{flag}: its class does not see where a packed example ends, so batches will be padded: right, but slower"
+        )
     if head != "chunked":
         report.warn(
             f"{flag}: its head is more than a linear layer, so whole logits are made: right, but it takes memory"

@@ -10,6 +10,8 @@ from typing import NoReturn, TypeVar
 
 from torch import distributed as dist
 
+from data_utils.atomic import WriteError
+
 T = TypeVar("T")
 USER_ERRORS = (ValueError, OSError)
 
@@ -21,9 +23,9 @@ class OtherRankFailed(RuntimeError):
 def together(step: Callable[[], T], only: bool = True) -> T | None:
     """`step()` on every rank where `only` holds; returns its result (elsewhere None) once it is done on all of them.
 
-    Every rank calls it; `step` has no collectives. What a user can get wrong (ValueError, OSError) is raised as
-    ValueError on every rank, whichever of them it happened on; anything else as itself there and as OtherRankFailed on
-    the others.
+    Every rank calls it; `step` has no collectives. An output that could not be written is raised as WriteError on every
+    rank, whichever of them it happened on, what a user can get wrong (ValueError, OSError) as ValueError; anything else
+    as itself there and as OtherRankFailed on the others.
     """
     result, failure = None, None
     try:
@@ -31,10 +33,12 @@ def together(step: Callable[[], T], only: bool = True) -> T | None:
             result = step()
     except Exception as error:  # raised again below, when the others know
         failure = error
-    said: list[tuple[bool, str] | None] = [None] * dist.get_world_size()
-    of_user = isinstance(failure, USER_ERRORS)
-    dist.all_gather_object(said, None if failure is None else (of_user, str(failure) if of_user else repr(failure)))
-    if failure is not None and not of_user:
+    kind = next((kind for kind in (WriteError, *USER_ERRORS) if isinstance(failure, kind)), OtherRankFailed)
+    said: list[tuple[type[Exception], str] | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(
+        said, None if failure is None else (kind, repr(failure) if kind is OtherRankFailed else str(failure))
+    )
+    if failure is not None and kind is OtherRankFailed:
         raise failure
     failed = {rank: outcome for rank, outcome in enumerate(said) if outcome is not None}
     if failed:
@@ -42,10 +46,13 @@ def together(step: Callable[[], T], only: bool = True) -> T | None:
     return result
 
 
-def _raise(failed: dict[int, tuple[bool, str]]) -> NoReturn:
-    if bugs := [f"rank {rank}: {message}" for rank, (of_user, message) in failed.items() if not of_user]:
+def _raise(failed: dict[int, tuple[type[Exception], str]]) -> NoReturn:
+    if bugs := [f"rank {rank}: {message}" for rank, (kind, message) in failed.items() if kind is OtherRankFailed]:
         raise OtherRankFailed("; ".join(bugs))
-    raise ValueError("\n".join(dict.fromkeys(message for _, message in failed.values())))
+    kinds = {kind for kind, _ in failed.values()}
+    raise (WriteError if WriteError in kinds else ValueError)(
+        "\n".join(dict.fromkeys(message for _, message in failed.values()))
+    )
 
 
 def is_first_of_node() -> bool:

@@ -27,7 +27,7 @@ from data_utils.atomic import explained, flush, put_in_place, remove, remove_unf
 from training.checkpoints import BestCheckpoints
 from training.engine import SET_BY_FLAGS
 from training.metrics import Metrics
-from training.ranks import USER_ERRORS
+from training.ranks import together
 
 FORMAT = 1
 # What a run writes into its folder, and so what starting over moves aside: the state first, since half a run that has
@@ -191,19 +191,11 @@ def open_resume(config: TrainConfig, deepspeed_settings: dict) -> Resume:
     Every rank calls it, before anything is written. Raises ValueError, the same on all ranks, where the state does not
     fit the flags.
     """
-    args, main = config.train, dist.get_rank() == 0
-    shared: list = [None, None]
-    if main:
-        try:
-            shared[0] = _prepare_folder(config, deepspeed_settings)
-        except USER_ERRORS as error:
-            shared[1] = error
+    shared = [together(lambda: _prepare_folder(config, deepspeed_settings), only=dist.get_rank() == 0)]
     dist.broadcast_object_list(shared)
-    found, error = shared
-    if error is not None:
-        raise error
+    found = shared[0]
     if found.start_folder is not None and not found.start_folder.is_dir():
-        raise ValueError(f"--save-dir {args.save_dir}: seen by the first process only; all nodes must share it")
+        raise ValueError(f"--save-dir {config.train.save_dir}: seen by the first process only; all nodes must share it")
     return found
 
 

@@ -1,6 +1,7 @@
 """Training from the cache is training with the teacher: same losses, on any ranks, under ZeRO-3, for all runs."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from integration.launch import run_jobs
+from integration.launch import run, run_jobs
 
 STEPS = 54
 OBJECTIVES = ("todi", "adakd")
@@ -105,3 +106,18 @@ def test_an_example_is_computed_once(results):
             assert len(shard.get_tensor("states")) == shard.get_tensor("counts").sum()
     assert len(keys) == len(set(keys)) == 24 + 5  # train and dev
     assert "has 14 of 29 examples" in (results / "todi.cached/train.log").read_text()
+
+
+def test_a_disk_that_fills_ends_the_pass_with_its_own_code(tiny, rows, tmp_path):
+    """No file may grow beyond 20 kB here; the code is that of an output that could not be written."""
+    done = run(
+        [
+            *("bash", "-c", 'ulimit -f 20; exec "$@"', "limited", sys.executable, "code/distillation.py"),
+            *("--model-path", str(tiny / "student"), "--teacher-model-path", str(tiny / "teacher")),
+            *("--data-dir", str(rows), "--save-dir", str(tmp_path / "run"), "--kd-objective", "todi"),
+            *("--teacher-cache", str(tmp_path / "cache"), "--max-length", "128", "--max-prompt-length", "64"),
+        ]
+    )
+    assert done.returncode == 74, done.stderr[-3000:]
+    assert "cache/head.safetensors was not written" in done.stderr
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]

@@ -212,7 +212,7 @@ def test_chunked_and_packed_equals_dense_and_padded(head, objective, rows_per_ch
 def test_compiled_equals_dense(objective, head, monkeypatch):
     """Blocks of three rows, and what is left at the end of a chunk, which is not compiled."""
     try:
-        fused_loss.check_compiler()
+        fused_loss.check_compiler("cpu")
     except ValueError as error:
         pytest.skip(str(error))
     torch.compiler.reset()
@@ -230,7 +230,7 @@ def test_without_a_compiler_the_flag_is_refused(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", no_compiler)
     with pytest.raises(ValueError, match=r"--compile-loss: .*no C\+\+ compiler.*leave"):
-        fused_loss.check_compiler()
+        fused_loss.check_compiler("cpu")
 
 
 def test_the_gradient_of_tied_inputs_is_no_second_dense_tensor():
