@@ -194,7 +194,7 @@ class KDArguments:
     )
     compile_loss: bool = field(
         default=False,
-        metadata={"help": "torch.compile the chunked loss: faster steps after some ten seconds at the start."},
+        metadata={"help": "torch.compile the chunked loss: faster steps after a first one of 10 to 20 seconds."},
     )
 
     def __post_init__(self):

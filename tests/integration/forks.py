@@ -12,6 +12,7 @@ job makes its attempts one after the other, each with `argv` and its own additio
     {"nan": [K, ...], "rank": R, "in": "loss" or "gradient"}   not finite in the steps K; says whether they changed
                                            anything, unless they end the run
     {"file_size": BYTES, "from_step": K}   no file may grow beyond that (RLIMIT_FSIZE), from step K on
+    {"leave_kb": KB, "from_step": K}       a file in --save-dir leaves only so much room on its disk, from step K on
 
 As a launcher does, it ends the other ranks when one fails. FOLDER/NAME.json gets, per attempt: exit codes (negative:
 by signal), output of every rank, and, of a run that finished, the number of changes and a hash of every tensor of the
@@ -23,6 +24,7 @@ import importlib
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import sys
@@ -159,6 +161,10 @@ def inject(fault: dict) -> None:
         if number == fault.get("from_step") and "file_size" in fault:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (fault["file_size"], resource.RLIM_INFINITY))
+        if number == fault.get("from_step") and "leave_kb" in fault:
+            folder = Path(trainer.args.save_dir)
+            room = shutil.disk_usage(folder).free - 1024 * fault["leave_kb"]
+            (folder / "filler").write_bytes(bytes(room))
         extras = original_step(trainer, planned, batches, number, guard)
         if before is not None:
             print(f"step {number} left everything as it was: {before == tensors(trainer)}")

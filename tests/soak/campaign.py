@@ -25,6 +25,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
+
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "code"), str(ROOT / "tests")]
 
@@ -55,7 +57,7 @@ def compare(folder: Path, cases: dict[str, tuple]) -> int:
         for kind, attempts in (("whole", [{}]), ("cut", [*({"fault": fault} for fault in faults), {}])):
             argv = arguments(tiny, rows, folder / f"{name}.{kind}", config, objective, student)
             if student == "lora":  # the others have a live teacher
-                argv += ["--teacher-cache", str(folder / "cache")]
+                argv += ["--teacher-cache", str(folder / f"{name}.cache")]
             jobs.append({"name": f"{name}.{kind}", "ranks": ranks, "argv": argv, "attempts": attempts})
     reports = run_forks(folder, jobs)
     wrong = 0
@@ -123,21 +125,24 @@ def matrix(folder: Path, args: argparse.Namespace) -> int:
 
 
 def disk(folder: Path, args: argparse.Namespace) -> int:
-    """The save folder is a tmpfs, first too small by some, then large enough."""
+    """The save folder is a tmpfs that another program fills, up to some kB, at the second step; then it has room."""
     tiny, rows = inputs(folder)
     config = zero_config(folder, 0)
     wrong = 0
-    for kilobytes in (100, 600, 700, 900, 1100, 1300):
+    for kilobytes in (0, 100, 300, 500, 600, 700):
         save_dir = folder / f"run{kilobytes}"
         argv = arguments(tiny, rows, save_dir, config, "adakd", "full")
         whole_dir = folder / f"whole{kilobytes}"
         whole = arguments(tiny, rows, whole_dir, config, "adakd", "full")
         save_dir.mkdir()
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(save_dir)]
+        mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(save_dir)]
         subprocess.run(mount, check=True)
+        fault = {"leave_kb": kilobytes, "from_step": 2}
+        full_job = {"name": "full", "ranks": 1, "argv": argv, "attempts": [{"fault": fault}]}
         try:
-            full = run_forks(folder, [{"name": "full", "ranks": 1, "argv": argv, "attempts": [{}]}])["full"][0]
+            full = run_forks(folder, [full_job])["full"][0]
             there = sorted(path.name for path in save_dir.iterdir())
+            (save_dir / "filler").unlink()
             subprocess.run(["mount", "-o", "remount,size=64m", str(save_dir)], check=True)
             jobs = [{"name": "run", "ranks": 1, "argv": argv}, {"name": "whole", "ranks": 1, "argv": whole}]
             reports = run_forks(folder, [job | {"attempts": [{}]} for job in jobs])
@@ -227,7 +232,7 @@ def memory(folder: Path, args: argparse.Namespace) -> int:
     torch.set_num_threads(1)
     libc = ctypes.CDLL(None)
     libc.mallinfo2.restype = MallInfo
-    samples: list[tuple[int, float, float, int]] = []
+    samples = np.zeros((args.steps // 20, 4))  # made before, so that the samples are no part of what grows
     original = Trainer._train_step
 
     def step(trainer, planned, batches, number, guard):
@@ -237,7 +242,7 @@ def memory(folder: Path, args: argparse.Namespace) -> int:
             resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
             info = libc.mallinfo2()
             in_use = info.in_use + info.mapped
-            samples.append((number, resident / 1024, in_use / 1024, sys.getallocatedblocks()))
+            samples[number // 20 - 1] = number, resident / 1024, in_use / 1024, sys.getallocatedblocks()
         return original(trainer, planned, batches, number, guard)
 
     Trainer._train_step = step
@@ -246,16 +251,18 @@ def memory(folder: Path, args: argparse.Namespace) -> int:
     limits = ["--num-epochs", str(epochs), "--total-iters", str(args.steps)]
     distillation.main([*argv, *limits, "--resume-interval", "50", "--log-interval", "100"])
     for number, resident, in_use, blocks in samples[:: max(1, len(samples) // 10)]:
-        print(f"step {number}: {resident / 1024:.1f} MB resident, {in_use / 1024:.2f} MB in use, {blocks} blocks")
-    half = [sample for sample in samples if sample[0] > args.steps / 2]
+        print(
+            f"step {number:.0f}: {resident / 1024:.1f} MB resident, {in_use / 1024:.2f} MB in use, {blocks:.0f} blocks"
+        )
+    half = samples[len(samples) // 2 :]
     grows("kB resident", half, 1, 0)
     # The least that a step could leave behind, the token ids of its batch, is 2 kB in three tensors.
     return grows("kB in use", half, 2, 0.1) + grows("blocks", half, 3, 0.5)
 
 
-def grows(name: str, samples: list[tuple], column: int, limit: float) -> bool:
+def grows(name: str, samples: np.ndarray, column: int, limit: float) -> bool:
     """Whether the slope is above `limit` a step."""
-    steps, values = [sample[0] for sample in samples], [sample[column] for sample in samples]
+    steps, values = samples[:, 0].tolist(), samples[:, column].tolist()
     slope, start = statistics.linear_regression(steps, values)
     residuals = [value - start - slope * step for step, value in zip(steps, values)]
     error = statistics.pstdev(residuals) / (statistics.pstdev(steps) * len(steps) ** 0.5)
