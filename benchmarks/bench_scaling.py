@@ -29,14 +29,16 @@ sys.path[:0] = [str(ROOT / "code"), str(ROOT / "tests"), str(ROOT / "benchmarks"
 
 from workload import DOLLY, SMOLLM2, SMOLLM2_10L, in_process, llama, write_result  # noqa: E402
 
-from arguments import KDArguments  # noqa: E402
+from arguments import KDArguments, TrainArguments  # noqa: E402
 from criterions import build_criterion  # noqa: E402
 from data_utils.batches import Example, collate  # noqa: E402
 from distiller import Distiller  # noqa: E402
 from evaluation.results import format_table  # noqa: E402
 from models.heads import SplitModel, find_head  # noqa: E402
+from models.probes import batch_layout  # noqa: E402
 from teacher import LiveTeacher  # noqa: E402
 from tiny import WORDS, make_tokenizer  # noqa: E402
+from training.optimizer import build_optimizer  # noqa: E402
 
 MAX_LENGTH, VOCABULARY, OBJECTIVE = 512, 49152, "todi"
 # Student and teacher: layers, hidden size, size of the MLP, heads, key-value heads.
@@ -60,7 +62,8 @@ def measure(size: str, steps: int, length: int | None = None, vocabulary: int = 
     kd = KDArguments(kd_objective=OBJECTIVE)
     distiller = Distiller(SplitModel(student, find_head(student)), build_criterion(OBJECTIVE, kd), kd.loss_chunk_mb)
     live = LiveTeacher(SplitModel(teacher.eval().requires_grad_(False), find_head(teacher)))
-    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
+    layout = batch_layout([student, teacher])
+    optimizer = build_optimizer(student, TrainArguments(lr=1e-4))
     draw = torch.Generator().manual_seed(0)
     lengths = cycle(DOLLY if length is None else [(length // 2, length - length // 2)])
     tokens = 0
@@ -71,7 +74,7 @@ def measure(size: str, steps: int, length: int | None = None, vocabulary: int = 
             Example(*(torch.randint(vocabulary, (n,), generator=draw).tolist() for n in prompt_and_response))
             for prompt_and_response in islice(lengths, batch)
         ]
-        rows = collate(examples, 0, length or MAX_LENGTH, "packed")
+        rows = collate(examples, 0, length or MAX_LENGTH, layout)
         (distiller(rows, live.states(rows)).loss / len(rows.labels_N)).backward()
         optimizer.step()
         optimizer.zero_grad()
