@@ -1,5 +1,6 @@
 """The checks before a run: safetensors headers, adapters, tokenizers, plans of memory, disk and steps, the report."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from deepspeed.accelerator import get_accelerator
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
@@ -25,6 +27,7 @@ from transformers import (
 import doctor
 from arguments import parse_train_arguments
 from data_utils.batches import EpochPlan
+from models import attention
 from models.files import MODEL, read_shapes
 from models.probes import split
 from preflight import plans
@@ -61,6 +64,75 @@ def warnings_of(*args, **kwargs) -> str:
 
 def edit_json(file, **changes):
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+# --- precision and attention -----------------------------------------------------------------------------------------
+
+HALF = {"bf16": "bfloat16", "fp16": "float16"}
+
+
+@pytest.fixture
+def supports(monkeypatch):
+    """Decides what the accelerator supports."""
+
+    def these(*precisions):
+        for name in HALF:
+            monkeypatch.setattr(get_accelerator(), f"is_{name}_supported", lambda name=name: name in precisions)
+
+    return these
+
+
+def with_precision(tiny, rows, folder, name, *flags):
+    file = folder / "deepspeed.json"
+    file.write_text(json.dumps({"zero_optimization": {"stage": 3}, name: {"enabled": True}}))
+    return config_of(tiny, rows, "--deepspeed_config", str(file), *flags)
+
+
+@pytest.mark.parametrize(
+    ("precision", "others", "remedy"),
+    [("fp16", ["bf16"], "PRECISION=bf16 or PRECISION=fp32"), ("bf16", [], "PRECISION=fp32"), ("fp16", [], "N=fp32")],
+)
+def test_a_precision_that_the_machine_lacks_is_refused(tiny, rows, tmp_path, supports, precision, others, remedy):
+    config = with_precision(tiny, rows, tmp_path, precision)
+    supports(precision, *others)
+    check(config)
+    supports(*others)
+    wanted = rf"^--deepspeed_config \S+: {precision} is not supported by .* cpu device; .*{remedy}\)$"
+    with pytest.raises(ValueError, match=wanted):
+        check(config)
+
+
+def test_a_sharded_teacher_needs_a_supported_precision(tiny, rows, tmp_path, supports, teacher):
+    flags = ["--teacher-model-path", str(teacher), "--kd-objective", "todi", "--teacher-dtype", "float16"]
+    config = with_precision(tiny, rows, tmp_path, "bf16", *flags)
+    supports("bf16", "fp16")
+    check(config)
+    supports("bf16")
+    with pytest.raises(ValueError, match=r"^--teacher-dtype float16: ZeRO-3 .*; pass --teacher-dtype float32$"):
+        check(config)
+
+
+@pytest.mark.parametrize(
+    ("device", "installed", "precision", "flags", "message"),
+    [
+        ("cuda", True, "bf16", [], None),
+        ("cuda", True, "bf16", ["--teacher-dtype", "float32"], "--teacher-dtype float32 says float32"),
+        ("cuda", True, "fp32", [], "deepspeed.json says float32"),
+        ("cuda", False, "bf16", [], "its package is not installed"),
+        ("cpu", True, "bf16", [], "runs on GPUs only"),
+    ],
+)
+def test_flash_attention_needs_a_gpu_its_package_and_half_precision(
+    tiny, rows, tmp_path, teacher, supports, monkeypatch, device, installed, precision, flags, message
+):
+    supports("bf16")
+    monkeypatch.setattr(get_accelerator(), "device_name", lambda: device)
+    monkeypatch.setitem(attention.FLASH, "flash_attention_2", lambda: installed)
+    monkeypatch.setattr(attention, "is_kernels_available", lambda: False)
+    flags = ["--teacher-model-path", str(teacher), "--kd-objective", "todi", *flags]
+    config = with_precision(tiny, rows, tmp_path, precision, *flags, "--attn-implementation", "flash_attention_2")
+    with pytest.raises(ValueError, match=message) if message else contextlib.nullcontext():
+        check(config)
 
 
 # --- safetensors headers ---------------------------------------------------------------------------------------------
