@@ -1,7 +1,8 @@
 """What the run will take: steps, memory of the fullest rank, disk. Estimates say that they are estimates.
 
-Memory that is a matter of counting (weights, gradients, optimiser, teacher) must fit, or the run stops here;
-activations and the loss are estimated, and only warned of.
+Memory that is a matter of counting (weights, gradients, optimiser, teacher) must fit into what the device or the
+machine has, or the run stops here. Activations and the loss are estimated, and what is free now changes: of these the
+report only warns.
 """
 
 import os
@@ -18,6 +19,7 @@ from deepspeed.accelerator import get_accelerator
 from arguments import TrainConfig
 from data_utils.atomic import existing_part
 from data_utils.dataset import InstructionDataset
+from preflight.machine import Memory, host_memory
 from preflight.report import Report, size
 from preflight.skeleton import ModelFacts
 from training.engine import training_dtype
@@ -194,44 +196,48 @@ def plan_memory(
     ranks: Ranks,
     report: Report,
 ) -> None:
-    """Raises ValueError if what can be counted does not fit; warns if the estimate does not."""
+    """Raises ValueError if what can be counted exceeds the memory there is; warns if all exceeds what is free now."""
     tokens = config.train.tokens_per_micro_batch
     tokens = tokens or fullest_batch(lengths, config.train.batch_size, config.train.seed)
     plan = memory_plan(config, settings, student, teacher, tokens, ranks)
     on_cpu = get_accelerator().device_name() == "cpu"
-    host_free = host_memory() // ranks.of_node
+    host = host_memory().share(ranks.of_node)
     counted, estimated = plan.device, plan.estimated
     if on_cpu:  # offloading is from memory to the same memory
         counted = counted | plan.host
         estimated = estimated | {"libraries": psutil.Process().memory_info().rss}
     needed, about = sum(counted.values()), sum(estimated.values())
-    free = host_free if on_cpu else get_accelerator().available_memory()
+    device = host if on_cpu else Memory(get_accelerator().total_memory(), get_accelerator().available_memory())
     report.fact(
         "memory",
         f"a rank needs {size(needed)} ({_listed(counted)}) and about {size(about)} ({_listed(estimated)}) of the "
-        f"{size(free)} that are free for it; the fullest micro-batch has {tokens:,} tokens",
+        f"{size(device.free)} that are free for it; the fullest micro-batch has {tokens:,} tokens",
     )
     if not on_cpu:
-        report.fact("", f"and on the host {_listed(plan.host)} of the {size(host_free)} that are free for it")
+        report.fact("", f"and on the host {_listed(plan.host)} of the {size(host.free)} that are free for it")
     remedy = (
         "--gradient-checkpointing; a smaller --batch-size with more --gradient-accumulation-steps; a smaller "
         "--loss-chunk-mb; a higher ZeRO stage or offload in --deepspeed_config; --peft lora"
     )
-    for place, least, there in (
-        ("memory", needed, free),
-        ("host memory", 0 if on_cpu else sum(plan.host.values()), host_free),
+    of_host = 0 if on_cpu else sum(plan.host.values())
+    for place, least, whole, memory in (
+        ("memory", needed, needed + about, device),
+        ("host memory", of_host, of_host, host),
     ):
-        if least > there:
+        if least > memory.total:
             raise ValueError(
-                f"{place}: weights, gradients, optimiser and teacher need {size(least)} a rank, and {size(there)} are "
-                f"free; {remedy}"
+                f"{place}: weights, gradients, optimiser and teacher need {size(least)} a rank, which has "
+                f"{size(memory.total)}; {remedy}"
+            )
+        if whole > memory.free:
+            report.warn(
+                f"{place} may run out: about {size(whole)} are needed, and {size(memory.free)} of "
+                f"{size(memory.total)} are free now; {remedy}"
             )
     if teacher and config.teacher.teacher_cache is not None:
         whole = teacher.parameters * teacher_dtype(config, training_dtype(settings)).itemsize
-        if whole > free:
+        if whole > device.free:
             report.warn(f"--teacher-cache: while it is filled, the whole teacher's {size(whole)} have to fit")
-    if needed + about > free:
-        report.warn(f"memory may run out: about {size(needed + about)} are needed and {size(free)} free; {remedy}")
 
 
 def _listed(parts: dict[str, int]) -> str:
@@ -243,19 +249,6 @@ def fullest_batch(lengths: np.ndarray, batch_size: int, seed: int) -> int:
     draw = np.random.default_rng(seed)
     count = min(batch_size, len(lengths))
     return int(max(lengths[draw.choice(len(lengths), count, replace=False)].sum() for _ in range(SAMPLED_BATCHES)))
-
-
-def host_memory() -> int:
-    """Free bytes of this machine, or of the container that limits it."""
-    free = psutil.virtual_memory().available
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        texts = [Path(path).read_text().strip() if Path(path).is_file() else "" for path in (limit, used)]
-        if all(text.isdigit() for text in texts):
-            free = min(free, max(0, int(texts[0]) - int(texts[1])))
-    return free
 
 
 # ---- disk ------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import shutil
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from deepspeed.accelerator import get_accelerator
@@ -32,6 +33,7 @@ from models.files import MODEL, read_shapes
 from models.probes import split
 from preflight import plans
 from preflight.checks import Examination, check
+from preflight.machine import Memory, host_memory
 from preflight.plans import Ranks, activation_bytes, check_writable, fullest_batch, memory_plan, plan_disk, plan_steps
 from preflight.probe import probe
 from preflight.report import Report, size
@@ -469,27 +471,75 @@ def test_the_fullest_batch_is_between_the_mean_and_the_longest():
 
 
 def test_what_cannot_fit_is_refused_and_what_may_not_is_warned_of(tiny, rows, monkeypatch):
-    def plan(free):
-        monkeypatch.setattr(plans, "host_memory", lambda: free)
-        found = examined(tiny, rows)
+    def plan(total, free):
+        monkeypatch.setattr(plans, "host_memory", lambda: Memory(2 * total, 2 * free))
+        found = examined(tiny, rows, ranks=Ranks(world=2, of_node=2))
         found.plan(*doctor.load_data(found.config))
         return found.report
 
     needed = 16 * examined(tiny, rows).student.parameters  # fp32: weights, gradients, two moments
-    assert any(error.startswith("memory: weights, gradients, optimiser") for error in plan(needed - 1).errors)
-    report = plan(needed + 1000)
-    assert not report.errors and any(warning.startswith("memory may run out: about") for warning in report.warnings)
-    assert not any("memory" in line for line in plan(10**12).warnings)
+    assert any(error.startswith("memory: weights, gradients, optimiser") for error in plan(needed - 1, 0).errors)
+    for free in (0, needed + 1000):
+        report = plan(needed, free)
+        assert not report.errors and any(warning.startswith("memory may run out: about") for warning in report.warnings)
+    assert not any("memory" in line for line in plan(10**12, 10**12).warnings)
 
 
-def test_the_memory_of_a_container_counts(monkeypatch):
-    free = plans.host_memory()
-    texts = {"/sys/fs/cgroup/memory.max": "5000\n", "/sys/fs/cgroup/memory.current": "2000\n"}
-    monkeypatch.setattr(plans.Path, "is_file", lambda path: str(path) in texts)
-    monkeypatch.setattr(plans.Path, "read_text", lambda path: texts[str(path)])
-    assert plans.host_memory() == 3000
-    texts["/sys/fs/cgroup/memory.max"] = "max"
-    assert plans.host_memory() > free / 2
+@pytest.mark.parametrize("total", [False, True])
+def test_a_gpu_that_others_use_is_warned_of_and_one_too_small_refused(tiny, rows, monkeypatch, total):
+    found = examined(tiny, rows)
+    data = doctor.load_data(found.config)
+    accelerator = get_accelerator()
+    monkeypatch.setattr(accelerator, "device_name", lambda: "cuda")
+    monkeypatch.setattr(accelerator, "total_memory", lambda: 1000 if total else 10**12)
+    monkeypatch.setattr(accelerator, "available_memory", lambda: 1000)
+    found.plan(*data)
+    assert [error.partition(":")[0] for error in found.report.errors] == ["memory"] * total
+    assert total or any(warning.startswith("memory may run out: about") for warning in found.report.warnings)
+
+
+def files(folder, **texts):
+    folder.mkdir(parents=True)
+    for name, text in texts.items():
+        (folder / name.replace("__", ".")).write_text(str(text))
+
+
+def version_2(root, path, group):
+    """A group of 5000 bytes within one of 4000 whose page cache is 1500."""
+    files(root / "proc/self", cgroup=f"0::{path}\n")
+    mount = root / "sys/fs/cgroup"
+    files(mount / group, memory__max="5000\n", memory__current="3000\n")
+    stat = "anon 1000\ninactive_file 700\nactive_file 500\nslab_reclaimable 300\n"
+    (mount / "memory.stat").write_text(stat)
+    (mount / "memory.max").write_text("4000\n")
+    (mount / "memory.current").write_text("3000\n")
+
+
+def version_1(root, path, group):
+    """The same under version 1, whose other controllers count nothing here."""
+    files(root / "proc/self", cgroup=f"5:cpu,cpuacct:/x\n4:memory:{path}\n0::/\n")
+    mount = root / "sys/fs/cgroup/memory"
+    stat = "cache 1700\ninactive_file 1\ntotal_inactive_file 800\ntotal_active_file 700\n"
+    unlimited = {"memory__limit_in_bytes": 9223372036854771712, "memory__usage_in_bytes": 3000}
+    files(mount / group, **unlimited)
+    (mount / "memory.stat").write_text(stat)
+    (mount / "memory.limit_in_bytes").write_text("4000")
+    (mount / "memory.usage_in_bytes").write_text("3000")
+
+
+@pytest.mark.parametrize("version", [version_1, version_2])
+@pytest.mark.parametrize(
+    ("path", "group"), [("/job/task", "job/task"), ("/docker/4e1f", "x"), ("/../other", "x")], ids=["own", "host", "up"]
+)
+def test_the_page_cache_of_a_container_is_free(tmp_path, version, path, group):
+    version(tmp_path, path, group)
+    assert host_memory(tmp_path) == Memory(total=4000, free=2500)
+
+
+def test_without_a_limit_the_memory_is_the_machines(tmp_path):
+    files(tmp_path / "proc/self", cgroup="0::/\n")
+    files(tmp_path / "sys/fs/cgroup", memory__max="max\n", memory__current="3000\n")
+    assert host_memory(tmp_path).total == host_memory(tmp_path / "nothing").total == psutil.virtual_memory().total
 
 
 @pytest.mark.parametrize(("processes", "devices"), [(1, 0), (2, 1), (8, 4)])
