@@ -137,8 +137,9 @@ class Examination:
         dtype = str(dtype if name == "student" else teacher_dtype(self.config, dtype)).removeprefix("torch.")
         trainable = "all" if model.trainable == model.parameters else f"{model.trainable:,}"
         of_student = f", {trainable} trainable" if name == "student" else ""
+        layers = getattr(model.text_config, "num_hidden_layers", "?")
         self.report.fact(
             name,
-            f"{model.path}: {model.config.model_type}, {model.text_config.num_hidden_layers} layers, "
-            f"{model.parameters:,} parameters{of_student}, in {dtype}",
+            f"{model.path}: {model.config.model_type}, {layers} layers, {model.parameters:,} parameters{of_student}, "
+            f"in {dtype}",
         )

@@ -114,7 +114,10 @@ def plan_steps(config: TrainConfig, train: InstructionDataset, ranks: Ranks, rep
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes of one rank: on the device and, where offloaded, on the host. `estimated` is what cannot be counted."""
+    """Bytes of one rank: on the device and, where offloaded, on the host.
+
+    `estimated` is what cannot be counted; without "activations" where the architecture is none that they are known of.
+    """
 
     device: dict[str, int]
     host: dict[str, int]
@@ -148,13 +151,15 @@ def memory_plan(
     if get_accelerator().device_name() != "cpu":
         host["loading"] = max(student.parameters, teacher.parameters if teacher else 0) * width
     block = config.kd.loss_chunk_mb * 2**20
-    hidden = tokens * sum(model.text_config.hidden_size for model in (student, teacher) if model)
+    hidden = tokens * sum(model.head_columns for model in (student, teacher) if model)
     estimated = {
-        "activations": activation_bytes(student, tokens, width, config.model.gradient_checkpointing),
         "loss": LOSS_BLOCKS * block
         + hidden * width
-        + (student.head_rows * student.text_config.hidden_size * FP32 if student.head_trains else 0),
+        + (student.head_rows * student.head_columns * FP32 if student.head_trains else 0),
     }
+    activations = activation_bytes(student, tokens, width, config.model.gradient_checkpointing)
+    if activations is not None:
+        estimated = {"activations": activations} | estimated
     return MemoryPlan({name: n for name, n in parts.items() if n}, host, estimated)
 
 
@@ -167,24 +172,36 @@ def teacher_bytes(config: TrainConfig, teacher: ModelFacts, of_student: torch.dt
     """The teacher, of which a cache leaves the head; under ZeRO-3 a live one is sharded among the ranks."""
     width = teacher_dtype(config, of_student).itemsize
     if config.teacher.teacher_cache is not None:
-        return teacher.head_rows * teacher.text_config.hidden_size * width
+        return teacher.head_rows * teacher.head_columns * width
     return teacher.parameters * width // shares
 
 
-def activation_bytes(model: ModelFacts, tokens: int, width: int, checkpointing: bool) -> int:
+def activation_bytes(model: ModelFacts, tokens: int, width: int, checkpointing: bool) -> int | None:
     """What autograd keeps of a forward, without dropout masks and without attention matrices, as sdpa does it.
 
     A layer keeps the inputs of its norms (in fp32 beside the dtype) and of its matrix products, query, key, value and
-    the attention's output, and of the MLP its inner activations; under gradient checkpointing its input only.
+    the attention's output, and of the MLP its inner activations; under gradient checkpointing its input only. None for
+    architectures whose configuration does not describe such layers: state spaces, sizes that differ by layer.
     """
-    config = model.text_config
-    hidden, layers, heads = config.hidden_size, config.num_hidden_layers, config.num_attention_heads
-    gated = getattr(config, "hidden_act", None) in ("silu", "swish", "gelu_pytorch_tanh")
-    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden
-    key_value = hidden * (getattr(config, "num_key_value_heads", None) or heads) // heads
+    hidden, layers, heads = (_size(model, name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
+    if None in (hidden, layers, heads):
+        return None
+    inner = _size(model, "intermediate_size", "n_inner", default=4 * hidden)
+    key_value_heads = _size(model, "num_key_value_heads", default=heads)
+    if None in (inner, key_value_heads):
+        return None
+    gated = getattr(model.text_config, "hidden_act", None) in ("silu", "swish", "gelu_pytorch_tanh")
     norm = hidden * width + 2 * hidden * FP32
+    key_value = hidden * key_value_heads // heads
     layer = 2 * norm + width * (4 * hidden + 2 * key_value + (4 if gated else 3) * inner)
     return tokens * (norm + (layers * hidden * width + layer if checkpointing else layers * layer))
+
+
+def _size(model: ModelFacts, *names: str, default: int | None = None) -> int | None:
+    """The first of the names that the configuration sets; None where that is no positive number."""
+    found = (getattr(model.text_config, name, None) for name in names)
+    size = next((value for value in found if value), default)
+    return size if isinstance(size, int) and size > 0 else None
 
 
 def plan_memory(
@@ -213,6 +230,8 @@ def plan_memory(
         f"a rank needs {size(needed)} ({_listed(counted)}) and about {size(about)} ({_listed(estimated)}) of the "
         f"{size(device.free)} that are free for it; the fullest micro-batch has {tokens:,} tokens",
     )
+    if "activations" not in estimated:
+        report.fact("", "activations are not estimated for this architecture")
     if not on_cpu:
         report.fact("", f"and on the host {_listed(plan.host)} of the {size(host.free)} that are free for it")
     remedy = (
@@ -286,7 +305,7 @@ def plan_cache(config: TrainConfig, settings: dict, teacher: ModelFacts, respons
     folder = Path(config.teacher.teacher_cache)
     free = shutil.disk_usage(check_writable(folder, "--teacher-cache")).free
     width = teacher_dtype(config, training_dtype(settings)).itemsize
-    needed = response_tokens * teacher.text_config.hidden_size * width
+    needed = response_tokens * teacher.head_columns * width
     report.fact("cache", f"at most {size(needed)} of {size(free)} for {response_tokens:,} response tokens in {folder}")
 
 

@@ -19,10 +19,16 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BloomConfig,
     FalconConfig,
+    Gemma3Config,
+    Gemma3nTextConfig,
     GPT2Config,
     LlamaConfig,
+    MambaConfig,
+    OPTConfig,
     Qwen2Config,
+    RwkvConfig,
 )
 
 import doctor
@@ -368,10 +374,10 @@ def facts(config, trainable=1.0) -> ModelFacts:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     count = model.num_parameters()
-    return ModelFacts("model", config, count, int(count * trainable), model.lm_head.weight.shape[0], trainable == 1)
+    return ModelFacts("model", config, count, int(count * trainable), *model.lm_head.weight.shape, trainable == 1)
 
 
-BILLION = ModelFacts("model", LlamaConfig(), 10**9, 10**9, 32000, True)
+BILLION = ModelFacts("model", LlamaConfig(), 10**9, 10**9, 32000, 4096, True)
 
 
 @pytest.mark.parametrize(
@@ -464,6 +470,49 @@ def test_the_activations_are_about_what_autograd_keeps(name, checkpointing, dtyp
     assert 0.5 < found / estimate < 1.5
 
 
+TINY = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2}
+GEMMA = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+OTHERS = {  # and whether the activations are estimated
+    "mamba": (MambaConfig(**TINY, state_size=4), False),
+    "rwkv": (RwkvConfig(**TINY, attention_hidden_size=32), False),
+    "gemma3n": (
+        Gemma3nTextConfig(
+            **(GEMMA | TINY | {"intermediate_size": [64, 96], "vocab_size_per_layer_input": 400, "laurel_rank": 4}),
+            **{"hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0, "altup_num_inputs": 2},
+            **{"activation_sparsity_pattern": [0.0, 0.0], "layer_types": ["sliding_attention", "full_attention"]},
+        ),
+        False,
+    ),
+    "gemma3 with vision": (
+        Gemma3Config(
+            text_config=GEMMA | {"vocab_size": 400, "intermediate_size": 64},
+            vision_config={
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+            },
+        ),
+        True,
+    ),
+    "opt": (OPTConfig(**TINY, ffn_dim=64, num_attention_heads=2, word_embed_proj_dim=16), True),
+    "bloom": (BloomConfig(**TINY, n_head=2), True),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_an_estimate_that_an_architecture_has_no_numbers_for_is_left_out(tiny, rows, tmp_path, name):
+    config, estimated = OTHERS[name]
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(tiny / "student").save_pretrained(tmp_path / "model")
+    found = examined(tmp_path, rows, student="model")
+    found.plan(*doctor.load_data(found.config))
+    assert not found.report.errors
+    facts = dict(reversed(found.report.facts))
+    assert ("activations" in facts["memory"]) == estimated
+    assert (facts.get("") == "activations are not estimated for this architecture") != estimated
+
+
 def test_the_fullest_batch_is_between_the_mean_and_the_longest():
     lengths = np.array([10] * 90 + [100] * 10)
     assert 8 * lengths.mean() < fullest_batch(lengths, 8, 0) <= 800
@@ -499,7 +548,7 @@ def test_a_gpu_that_others_use_is_warned_of_and_one_too_small_refused(tiny, rows
 
 
 def files(folder, **texts):
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         (folder / name.replace("__", ".")).write_text(str(text))
 
@@ -508,7 +557,7 @@ def version_2(root, path, group):
     """A group of 5000 bytes within one of 4000 whose page cache is 1500."""
     files(root / "proc/self", cgroup=f"0::{path}\n")
     mount = root / "sys/fs/cgroup"
-    files(mount / group, memory__max="5000\n", memory__current="3000\n")
+    files(mount / group, memory__max="5000\n", memory__current="1000\n")
     stat = "anon 1000\ninactive_file 700\nactive_file 500\nslab_reclaimable 300\n"
     (mount / "memory.stat").write_text(stat)
     (mount / "memory.max").write_text("4000\n")
