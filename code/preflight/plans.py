@@ -283,7 +283,8 @@ def plan_disk(config: TrainConfig, settings: dict, student: ModelFacts, report: 
     saves = -(-args.num_epochs // max(1, args.save_interval))
     # The next one is complete before the worst is deleted.
     count = saves if args.keep_best_n_checkpoints == -1 else min(saves, args.keep_best_n_checkpoints + 1)
-    state = width * student.parameters + optimiser_bytes(student, dtype)
+    # Under LoRA the state has no frozen weights either: they come from --model-path again.
+    state = width * student.trainable + optimiser_bytes(student, dtype)
     needed = count * checkpoint + 2 * state
     free = shutil.disk_usage(existing).free
     text = (

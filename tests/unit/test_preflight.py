@@ -36,8 +36,9 @@ from arguments import parse_train_arguments
 from data_utils.batches import EpochPlan
 from models import attention
 from models.files import MODEL, read_shapes
+from models.loading import add_adapter
 from models.probes import split
-from preflight import plans
+from preflight import plans, skeleton
 from preflight.checks import Examination, check
 from preflight.machine import Memory, host_memory
 from preflight.plans import Ranks, activation_bytes, check_writable, fullest_batch, memory_plan, plan_disk, plan_steps
@@ -628,6 +629,18 @@ def test_the_disk_holds_the_checkpoints_and_two_resume_states(tiny, rows, tmp_pa
             plan_disk(config, check(config)[1], student, report)
         assert bool(report.errors) == refused
     assert f"{checkpoints} checkpoints of {size(4 * student.parameters)}" in report.errors[0]
+
+
+def test_the_disk_of_a_lora_run_holds_no_frozen_weights(tiny, rows):
+    config, report = config_of(tiny, rows, "--peft", "lora", "--num-epochs", "1"), Report()
+    llama_2_7b = LlamaConfig(hidden_size=4096, num_hidden_layers=32, intermediate_size=11008, vocab_size=32000)
+    with torch.device("meta"):
+        model = add_adapter(AutoModelForCausalLM.from_config(llama_2_7b), config.model)
+    student = skeleton._facts("Llama-2-7B", model)
+    plan_disk(config, {"bf16": {"enabled": True}}, student, report)
+    adapter = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
+    state = size((2 + 12) * adapter)  # bf16 weights; fp32 weights and two moments
+    assert f"of {size(2 * adapter)}, resume state of {state} and its next version" in report.facts[0][1]
 
 
 def test_checking_a_folder_leaves_nothing_behind(tmp_path):
