@@ -48,7 +48,7 @@ def read_deepspeed_config(args: TrainArguments) -> dict:
         if not path.is_file():
             raise FileNotFoundError(f"--deepspeed_config {path}: no such file; see configs/deepspeed/")
         try:
-            settings = json.loads(path.read_text())
+            settings = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:  # not JSON, not UTF-8
             raise ValueError(f"--deepspeed_config {path}: not JSON ({error}); see configs/deepspeed/") from None
         _check_settings(f"--deepspeed_config {path}", settings)

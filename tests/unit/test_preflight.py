@@ -222,7 +222,7 @@ def test_another_eos_is_warned_of(tiny, rows, teacher):
 
 
 def test_another_bos_is_warned_of(tiny, rows, teacher):
-    content = json.loads((teacher / "tokenizer.json").read_text())
+    content = json.loads((teacher / "tokenizer.json").read_text(encoding="utf-8"))
     special = {"<eos>": {"id": "<eos>", "ids": [1], "tokens": ["<eos>"]}}
     single = [{"SpecialToken": {"id": "<eos>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
     content["post_processor"] = {
