@@ -16,6 +16,12 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "code"), str(ROOT / "tests")]
+if os.environ.get("TEST_WITHOUT"):  # precisions to do without, here and in every process that a test starts
+    from masked import sitecustomize
+
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(Path(sitecustomize.__file__).parent), os.environ.get("PYTHONPATH")])
+    )
 
 
 @pytest.fixture(scope="session")

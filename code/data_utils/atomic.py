@@ -45,7 +45,7 @@ def remove(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Raises WriteError."""
     with new_file(path) as part:
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8")
 
 
 @contextmanager

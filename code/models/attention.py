@@ -11,8 +11,43 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.utils import (
+    is_flash_attn_2_available,
+    is_flash_attn_3_available,
+    is_flash_attn_4_available,
+    is_kernels_available,
+)
 
 SDPA, BY_EXAMPLE = "sdpa", "sdpa_by_example"
+FLASH = {  # kernels for fp16 and bf16 on GPUs, and whether their package is installed
+    "flash_attention_2": is_flash_attn_2_available,
+    "flash_attention_3": is_flash_attn_3_available,
+    "flash_attention_4": is_flash_attn_4_available,
+}
+
+
+def check_attention(name: str | None, dtypes: dict[str, torch.dtype], device: str) -> None:
+    """Raises ValueError if --attn-implementation `name` cannot run on the device, or in the dtype of one of the models.
+
+    dtypes: of each model, by the flag that decides it. Names that are not in FLASH are Transformers' to judge.
+    """
+    if name not in FLASH:
+        return
+    otherwise = "or leave the flag out: PyTorch's sdpa is the default"
+    if device == "cpu":
+        raise ValueError(f"--attn-implementation {name}: runs on GPUs only; pass sdpa, {otherwise}")
+    # Transformers takes the kernel from the hub where `kernels` is installed; other devices bring their own.
+    if device == "cuda" and not FLASH[name]() and not is_kernels_available():
+        raise ValueError(
+            f"--attn-implementation {name}: its package is not installed, or not for this GPU; install flash-attn or "
+            f"kernels, {otherwise}"
+        )
+    for flag, dtype in dtypes.items():
+        if dtype not in (torch.float16, torch.bfloat16):
+            raise ValueError(
+                f"--attn-implementation {name}: computes in fp16 and bf16 only, and {flag} says "
+                f"{str(dtype).removeprefix('torch.')}; choose bf16 there (in the scripts PRECISION=bf16), {otherwise}"
+            )
 
 
 def can_attend_by_example(model: PreTrainedModel) -> bool:

@@ -11,12 +11,14 @@ from arguments import TrainConfig
 from criterions import Criterion, build_criterion
 from criterions.fused import check_compiler
 from data_utils.dataset import InstructionDataset
+from models.attention import check_attention
 from models.files import check_adapter_path, check_model_path, check_revision
+from models.sharding import sharding_settings
 from preflight.plans import Ranks, check_positions, plan_cache, plan_data, plan_disk, plan_memory, plan_steps
 from preflight.report import Report
 from preflight.skeleton import ModelFacts, student_facts, teacher_facts
 from preflight.tokens import check_tokenizers
-from training.engine import read_deepspeed_config, training_dtype
+from training.engine import check_precision, read_deepspeed_config, supported_dtypes, training_dtype
 from training.teachers import teacher_dtype
 
 
@@ -41,6 +43,7 @@ def check(config: TrainConfig) -> tuple[Criterion, dict]:
     with report.check():
         _check_data(config)
     report.stop_on_errors()
+    _check_dtypes(config, settings, criterion.needs_teacher)
     return criterion, settings
 
 
@@ -55,6 +58,21 @@ def _check_teacher(config: TrainConfig) -> None:
     check_model_path("--teacher-model-path", teacher.teacher_model_path)
     if teacher.teacher_peft_path is not None:
         check_adapter_path("--teacher-peft-path", teacher.teacher_peft_path)
+
+
+def _check_dtypes(config: TrainConfig, settings: dict, needs_teacher: bool) -> None:
+    """What the machine and the attention kernel can compute in, of what student and teacher will be held in."""
+    check_precision(config.train, settings)
+    dtypes = {f"--deepspeed_config {config.train.deepspeed_config}": training_dtype(settings)}
+    if needs_teacher and config.teacher.teacher_dtype is not None:
+        flag = f"--teacher-dtype {config.teacher.teacher_dtype}"
+        dtypes[flag] = dtype = teacher_dtype(config, training_dtype(settings))
+        if sharding_settings(settings, dtype) and dtype not in supported_dtypes():
+            raise ValueError(
+                f"{flag}: ZeRO-3 partitions the teacher, and {str(dtype).removeprefix('torch.')} is not supported by "
+                f"this machine's {get_accelerator().device_name()} device; pass --teacher-dtype float32"
+            )
+    check_attention(config.model.attn_implementation, dtypes, get_accelerator().device_name())
 
 
 def _check_data(config: TrainConfig) -> None:
@@ -119,8 +137,9 @@ class Examination:
         dtype = str(dtype if name == "student" else teacher_dtype(self.config, dtype)).removeprefix("torch.")
         trainable = "all" if model.trainable == model.parameters else f"{model.trainable:,}"
         of_student = f", {trainable} trainable" if name == "student" else ""
+        layers = getattr(model.text_config, "num_hidden_layers", "?")
         self.report.fact(
             name,
-            f"{model.path}: {model.config.model_type}, {model.text_config.num_hidden_layers} layers, "
-            f"{model.parameters:,} parameters{of_student}, in {dtype}",
+            f"{model.path}: {model.config.model_type}, {layers} layers, {model.parameters:,} parameters{of_student}, "
+            f"in {dtype}",
         )

@@ -1,7 +1,8 @@
 """What the run will take: steps, memory of the fullest rank, disk. Estimates say that they are estimates.
 
-Memory that is a matter of counting (weights, gradients, optimiser, teacher) must fit, or the run stops here;
-activations and the loss are estimated, and only warned of.
+Memory that is a matter of counting (weights, gradients, optimiser, teacher) must fit into what the device or the
+machine has, or the run stops here. Activations and the loss are estimated, and what is free now changes: of these the
+report only warns.
 """
 
 import os
@@ -18,6 +19,7 @@ from deepspeed.accelerator import get_accelerator
 from arguments import TrainConfig
 from data_utils.atomic import existing_part
 from data_utils.dataset import InstructionDataset
+from preflight.machine import Memory, host_memory
 from preflight.report import Report, size
 from preflight.skeleton import ModelFacts
 from training.engine import training_dtype
@@ -112,7 +114,10 @@ def plan_steps(config: TrainConfig, train: InstructionDataset, ranks: Ranks, rep
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes of one rank: on the device and, where offloaded, on the host. `estimated` is what cannot be counted."""
+    """Bytes of one rank: on the device and, where offloaded, on the host.
+
+    `estimated` is what cannot be counted; without "activations" where the architecture is none that they are known of.
+    """
 
     device: dict[str, int]
     host: dict[str, int]
@@ -146,13 +151,15 @@ def memory_plan(
     if get_accelerator().device_name() != "cpu":
         host["loading"] = max(student.parameters, teacher.parameters if teacher else 0) * width
     block = config.kd.loss_chunk_mb * 2**20
-    hidden = tokens * sum(model.text_config.hidden_size for model in (student, teacher) if model)
+    hidden = tokens * sum(model.head_columns for model in (student, teacher) if model)
     estimated = {
-        "activations": activation_bytes(student, tokens, width, config.model.gradient_checkpointing),
         "loss": LOSS_BLOCKS * block
         + hidden * width
-        + (student.head_rows * student.text_config.hidden_size * FP32 if student.head_trains else 0),
+        + (student.head_rows * student.head_columns * FP32 if student.head_trains else 0),
     }
+    activations = activation_bytes(student, tokens, width, config.model.gradient_checkpointing)
+    if activations is not None:
+        estimated = {"activations": activations} | estimated
     return MemoryPlan({name: n for name, n in parts.items() if n}, host, estimated)
 
 
@@ -165,24 +172,36 @@ def teacher_bytes(config: TrainConfig, teacher: ModelFacts, of_student: torch.dt
     """The teacher, of which a cache leaves the head; under ZeRO-3 a live one is sharded among the ranks."""
     width = teacher_dtype(config, of_student).itemsize
     if config.teacher.teacher_cache is not None:
-        return teacher.head_rows * teacher.text_config.hidden_size * width
+        return teacher.head_rows * teacher.head_columns * width
     return teacher.parameters * width // shares
 
 
-def activation_bytes(model: ModelFacts, tokens: int, width: int, checkpointing: bool) -> int:
+def activation_bytes(model: ModelFacts, tokens: int, width: int, checkpointing: bool) -> int | None:
     """What autograd keeps of a forward, without dropout masks and without attention matrices, as sdpa does it.
 
     A layer keeps the inputs of its norms (in fp32 beside the dtype) and of its matrix products, query, key, value and
-    the attention's output, and of the MLP its inner activations; under gradient checkpointing its input only.
+    the attention's output, and of the MLP its inner activations; under gradient checkpointing its input only. None for
+    architectures whose configuration does not describe such layers: state spaces, sizes that differ by layer.
     """
-    config = model.text_config
-    hidden, layers, heads = config.hidden_size, config.num_hidden_layers, config.num_attention_heads
-    gated = getattr(config, "hidden_act", None) in ("silu", "swish", "gelu_pytorch_tanh")
-    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden
-    key_value = hidden * (getattr(config, "num_key_value_heads", None) or heads) // heads
+    hidden, layers, heads = (_size(model, name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
+    if None in (hidden, layers, heads):
+        return None
+    inner = _size(model, "intermediate_size", "n_inner", default=4 * hidden)
+    key_value_heads = _size(model, "num_key_value_heads", default=heads)
+    if None in (inner, key_value_heads):
+        return None
+    gated = getattr(model.text_config, "hidden_act", None) in ("silu", "swish", "gelu_pytorch_tanh")
     norm = hidden * width + 2 * hidden * FP32
+    key_value = hidden * key_value_heads // heads
     layer = 2 * norm + width * (4 * hidden + 2 * key_value + (4 if gated else 3) * inner)
     return tokens * (norm + (layers * hidden * width + layer if checkpointing else layers * layer))
+
+
+def _size(model: ModelFacts, *names: str, default: int | None = None) -> int | None:
+    """The first of the names that the configuration sets; None where that is no positive number."""
+    found = (getattr(model.text_config, name, None) for name in names)
+    size = next((value for value in found if value), default)
+    return size if isinstance(size, int) and size > 0 else None
 
 
 def plan_memory(
@@ -194,44 +213,50 @@ def plan_memory(
     ranks: Ranks,
     report: Report,
 ) -> None:
-    """Raises ValueError if what can be counted does not fit; warns if the estimate does not."""
+    """Raises ValueError if what can be counted exceeds the memory there is; warns if all exceeds what is free now."""
     tokens = config.train.tokens_per_micro_batch
     tokens = tokens or fullest_batch(lengths, config.train.batch_size, config.train.seed)
     plan = memory_plan(config, settings, student, teacher, tokens, ranks)
     on_cpu = get_accelerator().device_name() == "cpu"
-    host_free = host_memory() // ranks.of_node
+    host = host_memory().share(ranks.of_node)
     counted, estimated = plan.device, plan.estimated
     if on_cpu:  # offloading is from memory to the same memory
         counted = counted | plan.host
         estimated = estimated | {"libraries": psutil.Process().memory_info().rss}
     needed, about = sum(counted.values()), sum(estimated.values())
-    free = host_free if on_cpu else get_accelerator().available_memory()
+    device = host if on_cpu else Memory(get_accelerator().total_memory(), get_accelerator().available_memory())
     report.fact(
         "memory",
         f"a rank needs {size(needed)} ({_listed(counted)}) and about {size(about)} ({_listed(estimated)}) of the "
-        f"{size(free)} that are free for it; the fullest micro-batch has {tokens:,} tokens",
+        f"{size(device.free)} that are free for it; the fullest micro-batch has {tokens:,} tokens",
     )
+    if "activations" not in estimated:
+        report.fact("", "activations are not estimated for this architecture")
     if not on_cpu:
-        report.fact("", f"and on the host {_listed(plan.host)} of the {size(host_free)} that are free for it")
+        report.fact("", f"and on the host {_listed(plan.host)} of the {size(host.free)} that are free for it")
     remedy = (
         "--gradient-checkpointing; a smaller --batch-size with more --gradient-accumulation-steps; a smaller "
         "--loss-chunk-mb; a higher ZeRO stage or offload in --deepspeed_config; --peft lora"
     )
-    for place, least, there in (
-        ("memory", needed, free),
-        ("host memory", 0 if on_cpu else sum(plan.host.values()), host_free),
+    of_host = 0 if on_cpu else sum(plan.host.values())
+    for place, least, whole, memory in (
+        ("memory", needed, needed + about, device),
+        ("host memory", of_host, of_host, host),
     ):
-        if least > there:
+        if least > memory.total:
             raise ValueError(
-                f"{place}: weights, gradients, optimiser and teacher need {size(least)} a rank, and {size(there)} are "
-                f"free; {remedy}"
+                f"{place}: weights, gradients, optimiser and teacher need {size(least)} a rank, which has "
+                f"{size(memory.total)}; {remedy}"
+            )
+        if whole > memory.free:
+            report.warn(
+                f"{place} may run out: about {size(whole)} are needed, and {size(memory.free)} of "
+                f"{size(memory.total)} are free now; {remedy}"
             )
     if teacher and config.teacher.teacher_cache is not None:
         whole = teacher.parameters * teacher_dtype(config, training_dtype(settings)).itemsize
-        if whole > free:
+        if whole > device.free:
             report.warn(f"--teacher-cache: while it is filled, the whole teacher's {size(whole)} have to fit")
-    if needed + about > free:
-        report.warn(f"memory may run out: about {size(needed + about)} are needed and {size(free)} free; {remedy}")
 
 
 def _listed(parts: dict[str, int]) -> str:
@@ -243,19 +268,6 @@ def fullest_batch(lengths: np.ndarray, batch_size: int, seed: int) -> int:
     draw = np.random.default_rng(seed)
     count = min(batch_size, len(lengths))
     return int(max(lengths[draw.choice(len(lengths), count, replace=False)].sum() for _ in range(SAMPLED_BATCHES)))
-
-
-def host_memory() -> int:
-    """Free bytes of this machine, or of the container that limits it."""
-    free = psutil.virtual_memory().available
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        texts = [Path(path).read_text().strip() if Path(path).is_file() else "" for path in (limit, used)]
-        if all(text.isdigit() for text in texts):
-            free = min(free, max(0, int(texts[0]) - int(texts[1])))
-    return free
 
 
 # ---- disk ------------------------------------------------------------------------------------------------------------
@@ -271,7 +283,8 @@ def plan_disk(config: TrainConfig, settings: dict, student: ModelFacts, report: 
     saves = -(-args.num_epochs // max(1, args.save_interval))
     # The next one is complete before the worst is deleted.
     count = saves if args.keep_best_n_checkpoints == -1 else min(saves, args.keep_best_n_checkpoints + 1)
-    state = width * student.parameters + optimiser_bytes(student, dtype)
+    # Under LoRA the state has no frozen weights either: they come from --model-path again.
+    state = width * student.trainable + optimiser_bytes(student, dtype)
     needed = count * checkpoint + 2 * state
     free = shutil.disk_usage(existing).free
     text = (
@@ -293,7 +306,7 @@ def plan_cache(config: TrainConfig, settings: dict, teacher: ModelFacts, respons
     folder = Path(config.teacher.teacher_cache)
     free = shutil.disk_usage(check_writable(folder, "--teacher-cache")).free
     width = teacher_dtype(config, training_dtype(settings)).itemsize
-    needed = response_tokens * teacher.text_config.hidden_size * width
+    needed = response_tokens * teacher.head_columns * width
     report.fact("cache", f"at most {size(needed)} of {size(free)} for {response_tokens:,} response tokens in {folder}")
 
 

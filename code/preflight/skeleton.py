@@ -16,13 +16,17 @@ from preflight.report import Report
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """A model as it will be loaded; counts are of parameters."""
+    """A model as it will be loaded; counts are of parameters.
+
+    head_rows, head_columns: ids and size of the hidden states of its head, [V, D].
+    """
 
     path: str
     config: PretrainedConfig
     parameters: int
     trainable: int
     head_rows: int
+    head_columns: int
     head_trains: bool
 
     @property
@@ -134,5 +138,6 @@ def _facts(path: str, model: PreTrainedModel | PeftModel) -> ModelFacts:
         parameters=sum(p.numel() for p in parameters),
         trainable=sum(p.numel() for p in parameters if p.requires_grad),
         head_rows=head.shape[0],
+        head_columns=head.shape[1],
         head_trains=head.requires_grad,
     )

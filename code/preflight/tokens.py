@@ -63,7 +63,7 @@ def _check_ends(flag: str, tokenizer: PreTrainedTokenizerBase, model: ModelFacts
 
 
 def _generation_ends(model: ModelFacts) -> list[int]:
-    ends = model.config.eos_token_id
+    ends = getattr(model.text_config, "eos_token_id", None)
     if (Path(model.path) / "generation_config.json").is_file():
         of_generation = GenerationConfig.from_pretrained(model.path).eos_token_id
         ends = ends if of_generation is None else of_generation

@@ -35,6 +35,7 @@ SET_BY_FLAGS = {
 }
 
 
+PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 # What DeepSpeed would take a misspelt section for: nothing at all.
 SECTIONS = "zero_optimization zero_force_ds_cpu_optimizer zero_allow_untested_optimizer bf16 fp16 data_types".split()
 
@@ -47,7 +48,7 @@ def read_deepspeed_config(args: TrainArguments) -> dict:
         if not path.is_file():
             raise FileNotFoundError(f"--deepspeed_config {path}: no such file; see configs/deepspeed/")
         try:
-            settings = json.loads(path.read_text())
+            settings = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:  # not JSON, not UTF-8
             raise ValueError(f"--deepspeed_config {path}: not JSON ({error}); see configs/deepspeed/") from None
         _check_settings(f"--deepspeed_config {path}", settings)
@@ -101,6 +102,25 @@ def training_dtype(settings: dict) -> torch.dtype:
     if settings.get("bf16", {}).get("enabled"):
         return torch.bfloat16
     return torch.float16 if settings.get("fp16", {}).get("enabled") else torch.float32
+
+
+def supported_dtypes() -> list[torch.dtype]:
+    """What a DeepSpeed engine accepts on this machine: it asks its accelerator the same; fp32 everywhere."""
+    accelerator = get_accelerator()
+    asked = {torch.bfloat16: accelerator.is_bf16_supported, torch.float16: accelerator.is_fp16_supported}
+    return [*(dtype for dtype, is_supported in asked.items() if is_supported()), torch.float32]
+
+
+def check_precision(args: TrainArguments, settings: dict) -> None:
+    """Raises ValueError if the accelerator cannot train in the precision of the settings."""
+    dtype, supported = training_dtype(settings), supported_dtypes()
+    if dtype not in supported:
+        remedies = " or ".join(f"PRECISION={PRECISIONS[possible]}" for possible in supported)
+        raise ValueError(
+            f"--deepspeed_config {args.deepspeed_config}: {PRECISIONS[dtype]} is not supported by this machine's "
+            f"{get_accelerator().device_name()} device; pass a file of another precision from configs/deepspeed/ (in "
+            f"the scripts {remedies})"
+        )
 
 
 def init_distributed() -> torch.device:

@@ -30,7 +30,7 @@ def build_logger(save_dir: Path, main: bool) -> logging.Logger:
     if not main:
         logger.addHandler(logging.NullHandler())
         return logger
-    for handler in (logging.StreamHandler(sys.stdout), logging.FileHandler(save_dir / "train.log")):
+    for handler in (logging.StreamHandler(sys.stdout), logging.FileHandler(save_dir / "train.log", encoding="utf-8")):
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         logger.addHandler(handler)
     return logger

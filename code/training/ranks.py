@@ -1,10 +1,15 @@
 """All ranks go on, or all stop: what goes wrong on one rank is raised on every one.
 
-A rank that stopped alone would leave the others in their next collective until its timeout, half an hour by default.
+A rank that stopped alone would leave the others in their next collective until its timeout, half an hour by default. A
+rank that works alone (tokenises, waits for a slower one) may take longer than that; so the ranks meet here by the store
+of the process group, where waiting has no limit, and not in a collective.
 """
 
+import itertools
+import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
@@ -14,6 +19,8 @@ from data_utils.atomic import WriteError
 
 T = TypeVar("T")
 USER_ERRORS = (ValueError, OSError)
+LONGEST_PAUSE = 0.5  # seconds between two looks at the store
+_meetings = itertools.count()
 
 
 class OtherRankFailed(RuntimeError):
@@ -34,25 +41,41 @@ def together(step: Callable[[], T], only: bool = True) -> T | None:
     except Exception as error:  # raised again below, when the others know
         failure = error
     kind = next((kind for kind in (WriteError, *USER_ERRORS) if isinstance(failure, kind)), OtherRankFailed)
-    said: list[tuple[type[Exception], str] | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(
-        said, None if failure is None else (kind, repr(failure) if kind is OtherRankFailed else str(failure))
-    )
+    told = None
+    if failure is not None:
+        told = kind.__name__, repr(failure) if kind is OtherRankFailed else str(failure)
+    said = _told_by_all(told)
     if failure is not None and kind is OtherRankFailed:
         raise failure
-    failed = {rank: outcome for rank, outcome in enumerate(said) if outcome is not None}
+    failed = {rank: tuple(outcome) for rank, outcome in enumerate(said) if outcome is not None}
     if failed:
         _raise(failed)
     return result
 
 
-def _raise(failed: dict[int, tuple[type[Exception], str]]) -> NoReturn:
-    if bugs := [f"rank {rank}: {message}" for rank, (kind, message) in failed.items() if kind is OtherRankFailed]:
+def _told_by_all(outcome: tuple[str, str] | None) -> list[list[str] | None]:
+    """The outcomes of all ranks, by rank, when every one has told its own, however long that takes.
+
+    A rank that was killed tells nothing; its launcher ends the others.
+    """
+    store, meeting = dist.group.WORLD.get_group_store(), next(_meetings)
+    keys = [f"together/{meeting}/{rank}" for rank in range(dist.get_world_size())]
+    store.set(keys[dist.get_rank()], json.dumps(outcome))
+    pause = 0.001
+    while not store.check(keys):
+        time.sleep(pause)
+        pause = min(LONGEST_PAUSE, 1.5 * pause)
+    return [json.loads(told) for told in store.multi_get(keys)]
+
+
+def _raise(failed: dict[int, tuple[str, str]]) -> NoReturn:
+    """failed: the names of the kinds of failure, and their messages, by rank."""
+    bugs = [f"rank {rank}: {message}" for rank, (kind, message) in failed.items() if kind == OtherRankFailed.__name__]
+    if bugs:
         raise OtherRankFailed("; ".join(bugs))
-    kinds = {kind for kind, _ in failed.values()}
-    raise (WriteError if WriteError in kinds else ValueError)(
-        "\n".join(dict.fromkeys(message for _, message in failed.values()))
-    )
+    not_written = any(kind == WriteError.__name__ for kind, _ in failed.values())
+    messages = dict.fromkeys(message for _, message in failed.values())
+    raise (WriteError if not_written else ValueError)("\n".join(messages))
 
 
 def is_first_of_node() -> bool:

@@ -4,6 +4,8 @@ import hashlib
 import json
 from pathlib import Path
 
+from deepspeed.accelerator import get_accelerator
+
 TIMES = {"step_time", "tokens_per_s", "peak_memory_mb"}
 OBJECTIVES = {
     "todi": ("--kd-objective", "todi"),
@@ -15,6 +17,13 @@ OBJECTIVES = {
     "sft": ("--kd-objective", "cross_entropy"),
 }
 STUDENTS = {"full": (), "lora": ("--peft", "lora", "--peft-lora-dropout", "0.2")}
+
+
+def missing_precision(settings: dict) -> str | None:
+    """The precision of DeepSpeed settings that this machine's accelerator lacks."""
+    accelerator = get_accelerator()
+    asked = {"fp16": accelerator.is_fp16_supported, "bf16": accelerator.is_bf16_supported}
+    return next((name for name in asked if settings.get(name, {}).get("enabled") and not asked[name]()), None)
 
 
 def zero_config(folder: Path, stage: int, **settings) -> Path:

@@ -44,8 +44,8 @@ def lint_imports(folder: Path, **additions: str) -> subprocess.CompletedProcess:
         if path.parent == CODE:
             target = folder / path.stem / "__init__.py"
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(path.read_text() + additions.get(path.stem, ""))
-    (folder / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
+        target.write_text(path.read_text(encoding="utf-8") + additions.get(path.stem, ""))
+    (folder / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     return run_python("-c", LINT, cwd=folder, PYTHONPATH=str(folder))
 
 
@@ -79,7 +79,7 @@ def test_a_dependency_the_other_way_is_seen(importlinter, tmp_path, module, line
 
 def test_the_contracts_cover_every_module():
     tomllib = pytest.importorskip("tomllib", reason="Python 3.10 cannot read TOML")
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
     assert set(settings["root_packages"]) == TOP_LEVEL
     (layers,) = [contract["layers"] for contract in settings["contracts"] if contract["type"] == "layers"]
     assert {name.strip() for layer in layers for name in re.split(r"[|:]", layer)} == TOP_LEVEL
@@ -91,7 +91,7 @@ def test_only_the_criterions_know_the_names_of_objectives():
         f"{short(path)}:{node.lineno}: {node.value}"
         for path in MODULES
         if path.parent.name != "criterions" and path.name != "arguments.py"
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in names
     }
     assert not found
@@ -102,7 +102,7 @@ def test_only_the_criterions_know_the_names_of_objectives():
 
 def runtime_packages() -> set[str]:
     """Names of the distributions in requirements.txt and of all that they need, where installed."""
-    pending = re.findall(r"^([A-Za-z][\w.-]*)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    pending = re.findall(r"^([A-Za-z][\w.-]*)", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE)
     found: set[str] = set()
     while pending:
         name = re.sub(r"[-_.]+", "-", pending.pop()).lower()
@@ -146,7 +146,7 @@ def test_every_folder_of_modules_is_a_package():
 
 @pytest.mark.parametrize("path", FILES, ids=short)
 def test_a_file_opens_with_what_it_is(path):
-    assert ast.get_docstring(ast.parse(path.read_text()))
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if "tests" not in path.parts], ids=short)
@@ -154,7 +154,7 @@ def test_functions_fit_on_a_page(path):
     functions = (ast.FunctionDef, ast.AsyncFunctionDef)
     long = {
         f"{node.name}: {node.end_lineno - node.lineno + 1} lines"
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, functions) and node.end_lineno - node.lineno + 1 > LONGEST_FUNCTION
     }
     assert not long

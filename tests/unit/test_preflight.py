@@ -1,13 +1,16 @@
 """The checks before a run: safetensors headers, adapters, tokenizers, plans of memory, disk and steps, the report."""
 
+import contextlib
 import json
 import re
 import shutil
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
+from deepspeed.accelerator import get_accelerator
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
@@ -16,19 +19,28 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BloomConfig,
     FalconConfig,
+    Gemma3Config,
+    Gemma3nTextConfig,
     GPT2Config,
     LlamaConfig,
+    MambaConfig,
+    OPTConfig,
     Qwen2Config,
+    RwkvConfig,
 )
 
 import doctor
 from arguments import parse_train_arguments
 from data_utils.batches import EpochPlan
+from models import attention
 from models.files import MODEL, read_shapes
+from models.loading import add_adapter
 from models.probes import split
-from preflight import plans
+from preflight import plans, skeleton
 from preflight.checks import Examination, check
+from preflight.machine import Memory, host_memory
 from preflight.plans import Ranks, activation_bytes, check_writable, fullest_batch, memory_plan, plan_disk, plan_steps
 from preflight.probe import probe
 from preflight.report import Report, size
@@ -61,6 +73,75 @@ def warnings_of(*args, **kwargs) -> str:
 
 def edit_json(file, **changes):
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+# --- precision and attention -----------------------------------------------------------------------------------------
+
+HALF = {"bf16": "bfloat16", "fp16": "float16"}
+
+
+@pytest.fixture
+def supports(monkeypatch):
+    """Decides what the accelerator supports."""
+
+    def these(*precisions):
+        for name in HALF:
+            monkeypatch.setattr(get_accelerator(), f"is_{name}_supported", lambda name=name: name in precisions)
+
+    return these
+
+
+def with_precision(tiny, rows, folder, name, *flags):
+    file = folder / "deepspeed.json"
+    file.write_text(json.dumps({"zero_optimization": {"stage": 3}, name: {"enabled": True}}))
+    return config_of(tiny, rows, "--deepspeed_config", str(file), *flags)
+
+
+@pytest.mark.parametrize(
+    ("precision", "others", "remedy"),
+    [("fp16", ["bf16"], "PRECISION=bf16 or PRECISION=fp32"), ("bf16", [], "PRECISION=fp32"), ("fp16", [], "N=fp32")],
+)
+def test_a_precision_that_the_machine_lacks_is_refused(tiny, rows, tmp_path, supports, precision, others, remedy):
+    config = with_precision(tiny, rows, tmp_path, precision)
+    supports(precision, *others)
+    check(config)
+    supports(*others)
+    wanted = rf"^--deepspeed_config \S+: {precision} is not supported by .* cpu device; .*{remedy}\)$"
+    with pytest.raises(ValueError, match=wanted):
+        check(config)
+
+
+def test_a_sharded_teacher_needs_a_supported_precision(tiny, rows, tmp_path, supports, teacher):
+    flags = ["--teacher-model-path", str(teacher), "--kd-objective", "todi", "--teacher-dtype", "float16"]
+    config = with_precision(tiny, rows, tmp_path, "bf16", *flags)
+    supports("bf16", "fp16")
+    check(config)
+    supports("bf16")
+    with pytest.raises(ValueError, match=r"^--teacher-dtype float16: ZeRO-3 .*; pass --teacher-dtype float32$"):
+        check(config)
+
+
+@pytest.mark.parametrize(
+    ("device", "installed", "precision", "flags", "message"),
+    [
+        ("cuda", True, "bf16", [], None),
+        ("cuda", True, "bf16", ["--teacher-dtype", "float32"], "--teacher-dtype float32 says float32"),
+        ("cuda", True, "fp32", [], "deepspeed.json says float32"),
+        ("cuda", False, "bf16", [], "its package is not installed"),
+        ("cpu", True, "bf16", [], "runs on GPUs only"),
+    ],
+)
+def test_flash_attention_needs_a_gpu_its_package_and_half_precision(
+    tiny, rows, tmp_path, teacher, supports, monkeypatch, device, installed, precision, flags, message
+):
+    supports("bf16")
+    monkeypatch.setattr(get_accelerator(), "device_name", lambda: device)
+    monkeypatch.setitem(attention.FLASH, "flash_attention_2", lambda: installed)
+    monkeypatch.setattr(attention, "is_kernels_available", lambda: False)
+    flags = ["--teacher-model-path", str(teacher), "--kd-objective", "todi", *flags]
+    config = with_precision(tiny, rows, tmp_path, precision, *flags, "--attn-implementation", "flash_attention_2")
+    with pytest.raises(ValueError, match=message) if message else contextlib.nullcontext():
+        check(config)
 
 
 # --- safetensors headers ---------------------------------------------------------------------------------------------
@@ -141,7 +222,7 @@ def test_another_eos_is_warned_of(tiny, rows, teacher):
 
 
 def test_another_bos_is_warned_of(tiny, rows, teacher):
-    content = json.loads((teacher / "tokenizer.json").read_text())
+    content = json.loads((teacher / "tokenizer.json").read_text(encoding="utf-8"))
     special = {"<eos>": {"id": "<eos>", "ids": [1], "tokens": ["<eos>"]}}
     single = [{"SpecialToken": {"id": "<eos>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
     content["post_processor"] = {
@@ -294,10 +375,10 @@ def facts(config, trainable=1.0) -> ModelFacts:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     count = model.num_parameters()
-    return ModelFacts("model", config, count, int(count * trainable), model.lm_head.weight.shape[0], trainable == 1)
+    return ModelFacts("model", config, count, int(count * trainable), *model.lm_head.weight.shape, trainable == 1)
 
 
-BILLION = ModelFacts("model", LlamaConfig(), 10**9, 10**9, 32000, True)
+BILLION = ModelFacts("model", LlamaConfig(), 10**9, 10**9, 32000, 4096, True)
 
 
 @pytest.mark.parametrize(
@@ -390,6 +471,49 @@ def test_the_activations_are_about_what_autograd_keeps(name, checkpointing, dtyp
     assert 0.5 < found / estimate < 1.5
 
 
+TINY = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2}
+GEMMA = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+OTHERS = {  # and whether the activations are estimated
+    "mamba": (MambaConfig(**TINY, state_size=4), False),
+    "rwkv": (RwkvConfig(**TINY, attention_hidden_size=32), False),
+    "gemma3n": (
+        Gemma3nTextConfig(
+            **(GEMMA | TINY | {"intermediate_size": [64, 96], "vocab_size_per_layer_input": 400, "laurel_rank": 4}),
+            **{"hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0, "altup_num_inputs": 2},
+            **{"activation_sparsity_pattern": [0.0, 0.0], "layer_types": ["sliding_attention", "full_attention"]},
+        ),
+        False,
+    ),
+    "gemma3 with vision": (
+        Gemma3Config(
+            text_config=GEMMA | {"vocab_size": 400, "intermediate_size": 64},
+            vision_config={
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+            },
+        ),
+        True,
+    ),
+    "opt": (OPTConfig(**TINY, ffn_dim=64, num_attention_heads=2, word_embed_proj_dim=16), True),
+    "bloom": (BloomConfig(**TINY, n_head=2), True),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_an_estimate_that_an_architecture_has_no_numbers_for_is_left_out(tiny, rows, tmp_path, name):
+    config, estimated = OTHERS[name]
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(tiny / "student").save_pretrained(tmp_path / "model")
+    found = examined(tmp_path, rows, student="model")
+    found.plan(*doctor.load_data(found.config))
+    assert not found.report.errors
+    facts = dict(reversed(found.report.facts))
+    assert ("activations" in facts["memory"]) == estimated
+    assert (facts.get("") == "activations are not estimated for this architecture") != estimated
+
+
 def test_the_fullest_batch_is_between_the_mean_and_the_longest():
     lengths = np.array([10] * 90 + [100] * 10)
     assert 8 * lengths.mean() < fullest_batch(lengths, 8, 0) <= 800
@@ -397,27 +521,75 @@ def test_the_fullest_batch_is_between_the_mean_and_the_longest():
 
 
 def test_what_cannot_fit_is_refused_and_what_may_not_is_warned_of(tiny, rows, monkeypatch):
-    def plan(free):
-        monkeypatch.setattr(plans, "host_memory", lambda: free)
-        found = examined(tiny, rows)
+    def plan(total, free):
+        monkeypatch.setattr(plans, "host_memory", lambda: Memory(2 * total, 2 * free))
+        found = examined(tiny, rows, ranks=Ranks(world=2, of_node=2))
         found.plan(*doctor.load_data(found.config))
         return found.report
 
     needed = 16 * examined(tiny, rows).student.parameters  # fp32: weights, gradients, two moments
-    assert any(error.startswith("memory: weights, gradients, optimiser") for error in plan(needed - 1).errors)
-    report = plan(needed + 1000)
-    assert not report.errors and any(warning.startswith("memory may run out: about") for warning in report.warnings)
-    assert not any("memory" in line for line in plan(10**12).warnings)
+    assert any(error.startswith("memory: weights, gradients, optimiser") for error in plan(needed - 1, 0).errors)
+    for free in (0, needed + 1000):
+        report = plan(needed, free)
+        assert not report.errors and any(warning.startswith("memory may run out: about") for warning in report.warnings)
+    assert not any("memory" in line for line in plan(10**12, 10**12).warnings)
 
 
-def test_the_memory_of_a_container_counts(monkeypatch):
-    free = plans.host_memory()
-    texts = {"/sys/fs/cgroup/memory.max": "5000\n", "/sys/fs/cgroup/memory.current": "2000\n"}
-    monkeypatch.setattr(plans.Path, "is_file", lambda path: str(path) in texts)
-    monkeypatch.setattr(plans.Path, "read_text", lambda path: texts[str(path)])
-    assert plans.host_memory() == 3000
-    texts["/sys/fs/cgroup/memory.max"] = "max"
-    assert plans.host_memory() > free / 2
+@pytest.mark.parametrize("total", [False, True])
+def test_a_gpu_that_others_use_is_warned_of_and_one_too_small_refused(tiny, rows, monkeypatch, total):
+    found = examined(tiny, rows)
+    data = doctor.load_data(found.config)
+    accelerator = get_accelerator()
+    monkeypatch.setattr(accelerator, "device_name", lambda: "cuda")
+    monkeypatch.setattr(accelerator, "total_memory", lambda: 1000 if total else 10**12)
+    monkeypatch.setattr(accelerator, "available_memory", lambda: 1000)
+    found.plan(*data)
+    assert [error.partition(":")[0] for error in found.report.errors] == ["memory"] * total
+    assert total or any(warning.startswith("memory may run out: about") for warning in found.report.warnings)
+
+
+def files(folder, **texts):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (folder / name.replace("__", ".")).write_text(str(text))
+
+
+def version_2(root, path, group):
+    """A group of 5000 bytes within one of 4000 whose page cache is 1500."""
+    files(root / "proc/self", cgroup=f"0::{path}\n")
+    mount = root / "sys/fs/cgroup"
+    files(mount / group, memory__max="5000\n", memory__current="1000\n")
+    stat = "anon 1000\ninactive_file 700\nactive_file 500\nslab_reclaimable 300\n"
+    (mount / "memory.stat").write_text(stat)
+    (mount / "memory.max").write_text("4000\n")
+    (mount / "memory.current").write_text("3000\n")
+
+
+def version_1(root, path, group):
+    """The same under version 1, whose other controllers count nothing here."""
+    files(root / "proc/self", cgroup=f"5:cpu,cpuacct:/x\n4:memory:{path}\n0::/\n")
+    mount = root / "sys/fs/cgroup/memory"
+    stat = "cache 1700\ninactive_file 1\ntotal_inactive_file 800\ntotal_active_file 700\n"
+    unlimited = {"memory__limit_in_bytes": 9223372036854771712, "memory__usage_in_bytes": 3000}
+    files(mount / group, **unlimited)
+    (mount / "memory.stat").write_text(stat)
+    (mount / "memory.limit_in_bytes").write_text("4000")
+    (mount / "memory.usage_in_bytes").write_text("3000")
+
+
+@pytest.mark.parametrize("version", [version_1, version_2])
+@pytest.mark.parametrize(
+    ("path", "group"), [("/job/task", "job/task"), ("/docker/4e1f", "x"), ("/../other", "x")], ids=["own", "host", "up"]
+)
+def test_the_page_cache_of_a_container_is_free(tmp_path, version, path, group):
+    version(tmp_path, path, group)
+    assert host_memory(tmp_path) == Memory(total=4000, free=2500)
+
+
+def test_without_a_limit_the_memory_is_the_machines(tmp_path):
+    files(tmp_path / "proc/self", cgroup="0::/\n")
+    files(tmp_path / "sys/fs/cgroup", memory__max="max\n", memory__current="3000\n")
+    assert host_memory(tmp_path).total == host_memory(tmp_path / "nothing").total == psutil.virtual_memory().total
 
 
 @pytest.mark.parametrize(("processes", "devices"), [(1, 0), (2, 1), (8, 4)])
@@ -457,6 +629,18 @@ def test_the_disk_holds_the_checkpoints_and_two_resume_states(tiny, rows, tmp_pa
             plan_disk(config, check(config)[1], student, report)
         assert bool(report.errors) == refused
     assert f"{checkpoints} checkpoints of {size(4 * student.parameters)}" in report.errors[0]
+
+
+def test_the_disk_of_a_lora_run_holds_no_frozen_weights(tiny, rows):
+    config, report = config_of(tiny, rows, "--peft", "lora", "--num-epochs", "1"), Report()
+    llama_2_7b = LlamaConfig(hidden_size=4096, num_hidden_layers=32, intermediate_size=11008, vocab_size=32000)
+    with torch.device("meta"):
+        model = add_adapter(AutoModelForCausalLM.from_config(llama_2_7b), config.model)
+    student = skeleton._facts("Llama-2-7B", model)
+    plan_disk(config, {"bf16": {"enabled": True}}, student, report)
+    adapter = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
+    state = size((2 + 12) * adapter)  # bf16 weights; fp32 weights and two moments
+    assert f"of {size(2 * adapter)}, resume state of {state} and its next version" in report.facts[0][1]
 
 
 def test_checking_a_folder_leaves_nothing_behind(tmp_path):
