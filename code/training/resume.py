@@ -115,7 +115,7 @@ class RunState:
         own = torch.load(folder / f"rank{dist.get_rank()}.pt", weights_only=True)
         self.criterion.load_state_dict(own["criterion"])
         self.metrics.load_state_dict(own["metrics"])
-        self.best.kept = [(score, self.resume.save_dir / name) for score, name in start["best"]]
+        self.best.restore((score, self.resume.save_dir / name) for score, name in start["best"])
         self.position = Position(**start["position"])
         set_random_state(own["random"])
         if folder.parent == self.resume.folder:
