@@ -43,6 +43,7 @@ from training.engine import (
 from training.guard import Diverged
 from training.loop import Data, Trainer, epoch_plan, total_steps
 from training.metrics import Metrics, build_logger
+from training.provenance import provenance
 from training.ranks import USER_ERRORS, is_first_of_node, show_error, together
 from training.resume import open_resume
 from training.stopping import DIVERGED, NOT_WRITTEN, STOPPED
@@ -93,7 +94,7 @@ def prepare(argv: list[str]) -> Trainer | None:
     if resume.finished:
         logger.info("this run is finished: nothing to do; --resume never starts it over")
         return None
-    log_start(config, criterion, settings, save_dir, logger)
+    log_start(config, criterion, settings, argv, device, logger)
 
     tokenizer, train, dev = load_data(config)
     together(lambda: plan_run(examined, train, dev, logger), only=is_main_process())
@@ -141,12 +142,19 @@ def plan_run(
 
 
 def log_start(
-    config: TrainConfig, criterion: Criterion, settings: dict, save_dir: Path, logger: logging.Logger
+    config: TrainConfig,
+    criterion: Criterion,
+    settings: dict,
+    argv: Sequence[str],
+    device: torch.device,
+    logger: logging.Logger,
 ) -> None:
     """What the run is, into args.json and train.log."""
     if is_main_process():
-        write_text(save_dir / "args.json", json.dumps(config.flags | {"deepspeed": settings}, indent=2) + "\n")
-    logger.info("objective %s, %d ranks, %s", config.kd.objective, dist.get_world_size(), training_dtype(settings))
+        everything = config.flags | {"deepspeed": settings, "run": provenance(argv)}
+        write_text(Path(config.train.save_dir) / "args.json", json.dumps(everything, indent=2) + "\n")
+    ranks, dtype = dist.get_world_size(), str(training_dtype(settings)).removeprefix("torch.")
+    logger.info("objective %s, %d ranks, device %s, %s", config.kd.objective, ranks, device.type, dtype)
     if config.ignored_flags:
         logger.info("without effect here: %s", " ".join(config.ignored_flags))
     if not criterion.needs_teacher and config.teacher.teacher_model_path is not None:
