@@ -150,8 +150,8 @@ class Trainer:
             self.engine.backward(poisoned(sums.loss) * (world_size / plan.total_tokens), scale_wrt_gas=False)
             self.engine.step()
             self.metrics.add(sums, batch)
-        applied, finite = guard.inspect(number, planned, self.metrics.losses())
-        self.metrics.end_step(applied, finite)
+        applied = guard.inspect(number, planned, self.metrics.losses())
+        self.metrics.end_step(applied, self.engine.get_global_grad_norm())
         before = criterion.state_dict()
         extras = criterion.end_step()
         if not applied:
