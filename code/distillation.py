@@ -45,7 +45,7 @@ from training.loop import Data, Trainer, epoch_plan, total_steps
 from training.metrics import Metrics, build_logger
 from training.provenance import provenance
 from training.ranks import USER_ERRORS, is_first_of_node, show_error, together
-from training.resume import open_resume
+from training.resume import extension, open_resume
 from training.stopping import DIVERGED, NOT_WRITTEN, STOPPED
 from training.teachers import build_teacher
 
@@ -92,7 +92,8 @@ def prepare(argv: list[str]) -> Trainer | None:
     for note in resume.notes:
         logger.info(note)
     if resume.finished:
-        logger.info("this run is finished: nothing to do; --resume never starts it over")
+        further = extension(resume.start, save_dir)
+        logger.info("this run is finished: nothing to do; %s; --resume never starts it over", further)
         return None
     log_start(config, criterion, settings, argv, device, logger)
 
@@ -101,6 +102,7 @@ def prepare(argv: list[str]) -> Trainer | None:
     datasets = [data for data in (train, dev) if data is not None]
     distiller, teacher, layout = load_models(config, criterion, tokenizer, settings, datasets, device, logger)
     check_token_ids(config, train, dev, distiller)
+    resume.set_layout(layout, config.train)
 
     plan = epoch_plan(train, config.train, dist.get_world_size(), layout)
     steps = total_steps(plan, config.train)
