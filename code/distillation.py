@@ -204,7 +204,7 @@ def load_models(
     for name, part in parts.items():
         trainable = sum(p.numel() for p in part.model.parameters() if p.requires_grad)
         total = sum(getattr(p, "ds_numel", p.numel()) for p in part.model.parameters())
-        logger.info("%s: %s parameters, %s trainable, head %s", name, f"{total:,}", f"{trainable:,}", part.head.kind)
+        logger.info("%s: %s parameters, %s trainable, %s", name, f"{total:,}", f"{trainable:,}", part.head.kind)
     logger.info("vocabulary %d, batches %s", student.head.vocabulary_size, layout)
     return Distiller(student, criterion, config.kd.loss_chunk_mb, config.kd.compile_loss), teacher, layout
 
