@@ -46,7 +46,7 @@ from training.metrics import Metrics, build_logger
 from training.provenance import provenance
 from training.ranks import USER_ERRORS, is_first_of_node, show_error, together
 from training.resume import extension, open_resume
-from training.stopping import DIVERGED, NOT_WRITTEN, STOPPED
+from training.stopping import DIVERGED, NOT_WRITTEN, STOPPED, run_entry
 from training.teachers import build_teacher
 
 
@@ -236,7 +236,4 @@ def log_plan(plan: EpochPlan, steps: int, logger: logging.Logger) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
-    # Not after a failure: the other ranks may be in the middle of a collective, and leaving the group waits for them.
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    run_entry(main)
