@@ -43,9 +43,10 @@ from training.engine import (
 from training.guard import Diverged
 from training.loop import Data, Trainer, epoch_plan, total_steps
 from training.metrics import Metrics, build_logger
+from training.provenance import provenance
 from training.ranks import USER_ERRORS, is_first_of_node, show_error, together
-from training.resume import open_resume
-from training.stopping import DIVERGED, NOT_WRITTEN, STOPPED
+from training.resume import extension, open_resume
+from training.stopping import DIVERGED, NOT_WRITTEN, STOPPED, run_entry
 from training.teachers import build_teacher
 
 
@@ -91,15 +92,17 @@ def prepare(argv: list[str]) -> Trainer | None:
     for note in resume.notes:
         logger.info(note)
     if resume.finished:
-        logger.info("this run is finished: nothing to do; --resume never starts it over")
+        further = extension(resume.start, save_dir)
+        logger.info("this run is finished: nothing to do; %s; --resume never starts it over", further)
         return None
-    log_start(config, criterion, settings, save_dir, logger)
+    log_start(config, criterion, settings, argv, device, logger)
 
     tokenizer, train, dev = load_data(config)
     together(lambda: plan_run(examined, train, dev, logger), only=is_main_process())
     datasets = [data for data in (train, dev) if data is not None]
     distiller, teacher, layout = load_models(config, criterion, tokenizer, settings, datasets, device, logger)
     check_token_ids(config, train, dev, distiller)
+    resume.set_layout(layout, config.train)
 
     plan = epoch_plan(train, config.train, dist.get_world_size(), layout)
     steps = total_steps(plan, config.train)
@@ -141,12 +144,19 @@ def plan_run(
 
 
 def log_start(
-    config: TrainConfig, criterion: Criterion, settings: dict, save_dir: Path, logger: logging.Logger
+    config: TrainConfig,
+    criterion: Criterion,
+    settings: dict,
+    argv: Sequence[str],
+    device: torch.device,
+    logger: logging.Logger,
 ) -> None:
     """What the run is, into args.json and train.log."""
     if is_main_process():
-        write_text(save_dir / "args.json", json.dumps(config.flags | {"deepspeed": settings}, indent=2) + "\n")
-    logger.info("objective %s, %d ranks, %s", config.kd.objective, dist.get_world_size(), training_dtype(settings))
+        everything = config.flags | {"deepspeed": settings, "run": provenance(argv)}
+        write_text(Path(config.train.save_dir) / "args.json", json.dumps(everything, indent=2) + "\n")
+    ranks, dtype = dist.get_world_size(), str(training_dtype(settings)).removeprefix("torch.")
+    logger.info("objective %s, %d ranks, device %s, %s", config.kd.objective, ranks, device.type, dtype)
     if config.ignored_flags:
         logger.info("without effect here: %s", " ".join(config.ignored_flags))
     if not criterion.needs_teacher and config.teacher.teacher_model_path is not None:
@@ -194,7 +204,7 @@ def load_models(
     for name, part in parts.items():
         trainable = sum(p.numel() for p in part.model.parameters() if p.requires_grad)
         total = sum(getattr(p, "ds_numel", p.numel()) for p in part.model.parameters())
-        logger.info("%s: %s parameters, %s trainable, head %s", name, f"{total:,}", f"{trainable:,}", part.head.kind)
+        logger.info("%s: %s parameters, %s trainable, %s", name, f"{total:,}", f"{trainable:,}", part.head.kind)
     logger.info("vocabulary %d, batches %s", student.head.vocabulary_size, layout)
     return Distiller(student, criterion, config.kd.loss_chunk_mb, config.kd.compile_loss), teacher, layout
 
@@ -226,7 +236,4 @@ def log_plan(plan: EpochPlan, steps: int, logger: logging.Logger) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
-    # Not after a failure: the other ranks may be in the middle of a collective, and leaving the group waits for them.
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    run_entry(main)

@@ -28,7 +28,7 @@ from evaluation.results import summarise, table, write_answers
 from evaluation.rouge import rouge_l
 from models.loading import load_checkpoint
 from training.ranks import USER_ERRORS, show_error
-from training.stopping import NOT_WRITTEN
+from training.stopping import NOT_WRITTEN, run_entry
 
 
 def main(argv: list[str]) -> None:
@@ -157,7 +157,4 @@ def report(message: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
-    # Not after a failure: the other ranks may be in the middle of a collective, and leaving the group waits for them.
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    run_entry(main)

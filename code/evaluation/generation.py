@@ -44,7 +44,8 @@ def generate_answers(
     work = [(number, seed) for number in range(len(batches)) for seed in seeds]
 
     mine: dict[tuple[int, int], str] = {}
-    for turn in tqdm(range(-(-len(work) // world_size)), desc=description, disable=rank != 0, leave=False):
+    hidden = True if rank else None  # None: without a terminal
+    for turn in tqdm(range(-(-len(work) // world_size)), desc=description, disable=hidden, leave=False):
         place = turn * world_size + rank
         if place >= len(work) and not synced:
             break

@@ -20,7 +20,7 @@ class LanguageModelHead:
     Reads the module's parameters at every use: DeepSpeed casts, moves and gathers them in place.
     """
 
-    kind = "chunked"
+    kind = "logits a chunk at a time"
 
     def __init__(self, linear: nn.Linear, vocabulary_size: int, scale: float = 1.0, softcap: float | None = None):
         self.linear = linear
@@ -79,7 +79,7 @@ class LanguageModelHead:
 class ModelLogits:
     """The head of a model whose own logits are used: what it is given are logits already."""
 
-    kind = "the model's own logits"
+    kind = "whole logits"
 
     def __init__(self, vocabulary_size: int):
         self.whole_size = self.vocabulary_size = vocabulary_size

@@ -70,7 +70,7 @@ def whole_linear(linear: nn.Linear) -> nn.Linear:
 
 def frozen_linear(weight_VD: torch.Tensor, bias_V: torch.Tensor | None = None) -> nn.Linear:
     """A layer of these parameters, which do not train."""
-    linear = nn.Linear(0, 0, bias=False)
+    linear = nn.Linear(1, 1, bias=False, device="meta")  # nothing is initialised
     linear.out_features, linear.in_features = weight_VD.shape
     linear.weight = nn.Parameter(weight_VD, requires_grad=False)
     linear.bias = None if bias_V is None else nn.Parameter(bias_V, requires_grad=False)

@@ -10,6 +10,7 @@ from deepspeed.accelerator import get_accelerator
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from arguments import TrainConfig
+from models.heads import LanguageModelHead
 from models.probes import batch_layout, split
 from preflight.report import Report
 from preflight.skeleton import ModelFacts
@@ -40,14 +41,14 @@ def probe(flag: str, model: ModelFacts, config: TrainConfig, report: Report) -> 
     head = split(tiny).head.kind
     report.fact(
         "probes",
-        f"{flag}: {'can be packed' if packs else 'cannot be packed'}, head {head} (tiny random {type(tiny).__name__}, "
+        f"{flag}: {'can be packed' if packs else 'cannot be packed'}, {head} (tiny random {type(tiny).__name__}, "
         f"{LAYERS} layers)",
     )
     if not packs and config.data.packing:
         report.warn(
             f"{flag}: its class does not see where a packed example ends, so batches will be padded: right, but slower"
         )
-    if head != "chunked":
+    if head != LanguageModelHead.kind:
         report.warn(
             f"{flag}: its head is more than a linear layer, so whole logits are made: right, but it takes memory"
         )

@@ -3,6 +3,8 @@
 A folder appears under its final name only when it is complete.
 """
 
+import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import deepspeed
@@ -45,18 +47,22 @@ def gathered_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 
 class BestCheckpoints:
-    """Keeps the N best folders; a higher score is better. `count` -1 keeps all."""
+    """Keeps the N best folders; a higher score is better, NaN is the worst. `count` -1 keeps all."""
 
     def __init__(self, count: int):
         self.count = count
         self.kept: list[tuple[float, Path]] = []
 
     def wants(self, score: float) -> bool:
-        return self.count == -1 or len(self.kept) < self.count or score > min(self.kept)[0]
+        return self.count == -1 or len(self.kept) < self.count or _comparable(score) > min(self.kept)[0]
+
+    def restore(self, kept: Iterable[tuple[float, Path]]) -> None:
+        """What an earlier process kept."""
+        self.kept = [(_comparable(score), folder) for score, folder in kept]
 
     def add(self, score: float, folder: Path) -> None:
         """After `folder` is complete and flushed: forgets, and on rank 0 deletes, what is no longer among the best."""
-        self.kept.append((score, folder))
+        self.kept.append((_comparable(score), folder))
         while self.count != -1 and len(self.kept) > self.count:
             worst = min(self.kept)
             self.kept.remove(worst)
@@ -68,3 +74,8 @@ class BestCheckpoints:
             for other in folder.parent.glob(f"{folder.name.partition('_loss')[0]}_*"):
                 if other not in {kept for _, kept in self.kept}:
                     remove(other)
+
+
+def _comparable(score: float) -> float:
+    """NaN compares false with everything: as the worst of the kept it would never be replaced."""
+    return -math.inf if math.isnan(score) else score

@@ -176,12 +176,13 @@ def build_engine(
 ) -> deepspeed.DeepSpeedEngine:
     """The engine with optimiser and schedule; the student's parameters are cast, moved and partitioned in place."""
     stage = settings.get("zero_optimization", {}).get("stage", 0)
-    optimizer = build_optimizer(distiller, args, guarded=stage == 0 and training_dtype(settings) == torch.float32)
+    guarded = stage == 0 and training_dtype(settings) == torch.float32
+    optimizer = build_optimizer(distiller, args, guarded)
     engine, *_ = deepspeed.initialize(
         model=distiller,
         optimizer=optimizer,
         lr_scheduler=build_scheduler(optimizer, args, total_steps),
-        config=settings,
+        config=settings | ({"gradient_clipping": 0.0} if guarded else {}),  # then the optimiser clips
     )
     if engine.zero_optimization_stage() == 3:
         # The chunked loss reads the head's parameters outside the head's own forward.

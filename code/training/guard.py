@@ -40,24 +40,24 @@ class StepGuard:
     logger: logging.Logger
     bad_steps: int = 0
 
-    def inspect(self, step: int, planned: Step, losses: Tensor) -> tuple[bool, bool]:
-        """Whether step `step` changed the parameters, and whether its loss was finite on all ranks.
+    def inspect(self, step: int, planned: Step, losses: Tensor) -> bool:
+        """Whether step `step` changed the parameters.
 
         losses: of this rank's micro-batches. Raises Diverged.
         """
         if self.engine.was_step_applied():
             self.bad_steps = 0
-            return True, True
+            return True
         finite = [torch.zeros_like(losses) for _ in range(dist.get_world_size())]
         dist.all_gather(finite, losses.isfinite().to(losses.dtype))
         finite_ranks = [bool(of_rank.all()) for of_rank in finite]
         if all(finite_ranks) and self.engine.fp16_enabled() and self.engine.dynamic_loss_scale():
             scale = self.engine.optimizer.cur_scale
             self.logger.info("step %d skipped: fp16 gradients overflowed; loss scale now %g", step, scale)
-            return False, True
+            return False
         self.bad_steps += 1
         self._report(step, planned, losses, finite_ranks)
-        return False, all(finite_ranks)
+        return False
 
     def _report(self, step: int, planned: Step, losses: Tensor, finite_ranks: Sequence[bool]) -> None:
         what = "gradient" if all(finite_ranks) else "loss"

@@ -30,7 +30,7 @@ from evaluation.rouge import rouge_l
 from teacher import Teacher, dropped_mass
 from training.checkpoints import BestCheckpoints, save_checkpoint
 from training.guard import StepGuard, poisoned
-from training.metrics import Metrics, append_record
+from training.metrics import Metrics, append_record, duration
 from training.prefetch import prefetched
 from training.resume import Resume, RunState
 from training.stopping import StopSignals
@@ -89,7 +89,8 @@ class Trainer:
         at, main = state.position, dist.get_rank() == 0
         if at.step == 0:
             self._log_dropped_mass()
-        bar = tqdm(total=self.total_steps, initial=at.step, desc="train", unit="step", disable=not main, leave=False)
+        hidden = None if main else True  # None: without a terminal
+        bar = tqdm(total=self.total_steps, initial=at.step, desc="train", unit="step", disable=hidden, leave=False)
         with (
             bar as progress,
             logging_redirect_tqdm([self.logger] if main else []),
@@ -101,7 +102,7 @@ class Trainer:
                     return False
                 self._finish_epoch(state)
         for score, folder in sorted(best.kept, reverse=True):
-            self.logger.info("kept %s (score %.4f)", folder, score)
+            self.logger.info("kept %s (%s)", folder, self._meaning(score))
         return True
 
     def _train_epoch(self, state: RunState, progress: tqdm, signals: StopSignals) -> bool:
@@ -150,8 +151,8 @@ class Trainer:
             self.engine.backward(poisoned(sums.loss) * (world_size / plan.total_tokens), scale_wrt_gas=False)
             self.engine.step()
             self.metrics.add(sums, batch)
-        applied, finite = guard.inspect(number, planned, self.metrics.losses())
-        self.metrics.end_step(applied, finite)
+        applied = guard.inspect(number, planned, self.metrics.losses())
+        self.metrics.end_step(applied, self.engine.get_global_grad_norm())
         before = criterion.state_dict()
         extras = criterion.end_step()
         if not applied:
@@ -176,18 +177,14 @@ class Trainer:
         record = self.metrics.log(step, epoch, lr, extras)
         if record is None:
             return
+        steps = self.total_steps
+        epochs = -(-steps // len(self.plan))
+        parts = f" nll_loss {record['nll_loss']:.4f} kd_loss {record['kd_loss']:.4f}" if self.teacher else ""
+        more = "".join(f" {name} {value:.4g}" for name, value in extras.items())
+        eta = f" eta {duration((steps - step) * record['step_time'])}" if step < steps else ""
         self.logger.info(
-            "epoch %d/%d step %d/%d loss %.4f nll_loss %.4f kd_loss %.4f lr %.3g %.0f tokens/s%s",
-            epoch,
-            self.args.num_epochs,
-            step,
-            self.total_steps,
-            record["loss"],
-            record["nll_loss"],
-            record["kd_loss"],
-            record["lr"],
-            record["tokens_per_s"],
-            "".join(f" {name} {value:.4g}" for name, value in extras.items()),
+            f"epoch {epoch}/{epochs} step {step}/{steps} loss {record['loss']:.4f}{parts} lr {record['lr']:.3g} "
+            f"grad_norm {record['grad_norm']:.3g} {record['tokens_per_s']:.0f} tokens/s{more}{eta}"
         )
 
     def _finish_epoch(self, state: RunState) -> None:
@@ -204,13 +201,19 @@ class Trainer:
         self.engine.eval()
         scores = self._evaluate(epoch, step)
         name = f"epoch{epoch}_step{step}" + "".join(f"_{k}{v:.4f}" for k, v in scores.items())
-        # Without dev data the latest checkpoint counts as the best.
+        # See `_meaning`. Without dev data the latest checkpoint counts as the best.
         score = scores.get("rougel", -scores["loss"] if "loss" in scores else float(step))
         if save and best.wants(score):
             folder = Path(self.args.save_dir) / name
             save_checkpoint(self.distiller.student, self.tokenizer, folder)
             best.add(score, folder)
             self.logger.info("saved %s", folder)
+
+    def _meaning(self, score: float) -> str:
+        """What the score of a checkpoint says."""
+        if self.data.dev is None:
+            return "no dev data: the latest count as the best"
+        return f"dev ROUGE-L {score:.4f}" if self.args.eval_gen else f"dev loss {-score:.4f}"
 
     def _evaluate(self, epoch: int, step: int) -> dict[str, float]:
         """Dev NLL in nats a token (`loss`) and, with --eval-gen, dev ROUGE-L (`rougel`)."""

@@ -9,6 +9,7 @@ import math
 import resource
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -54,22 +55,31 @@ class Metrics:
         """Of the micro-batches of the current step, on this rank."""
         return torch.stack([sums[0] for sums, _ in self._of_step])
 
-    def end_step(self, applied: bool = True, finite: bool = True) -> None:
-        """A step whose loss is not finite is no part of the means, as it is none of the parameters."""
-        for sums, counts in self._of_step if finite else []:
+    def end_step(self, applied: bool, grad_norm: float | Tensor = 0.0) -> None:
+        """A step that was not applied is excluded from the averages, as from training.
+
+        grad_norm: of the whole gradient of an applied step, before clipping; a tensor is not read here.
+        """
+        for sums, counts in self._of_step if applied else []:
             self._sums += sums
             self._counts += counts
+        if applied:
+            self._grad_norms += grad_norm
         self._of_step = []
         self._steps += 1
         self._skipped += not applied
 
     def log(self, step: int, epoch: int, lr: float, extras: dict[str, float]) -> dict | None:
-        """Writes and returns one object, of the steps since the last; None if no loss among them was finite."""
-        totals = torch.cat([self._sums, torch.from_numpy(self._counts).to(self.device)])
+        """Writes and returns one record of the steps since the last.
+
+        None if none of them was applied: they go into the next record.
+        """
+        # Every rank knows the norm of the whole gradient: their mean is that norm.
+        grad_norms = self._grad_norms / dist.get_world_size()
+        totals = torch.cat([self._sums, torch.from_numpy(self._counts).to(self.device), grad_norms[None]])
         dist.all_reduce(totals)
-        loss, ce, kd, tokens, response_tokens, padded_tokens = totals.tolist()
+        loss, ce, kd, tokens, response_tokens, padded_tokens, grad_norms = totals.tolist()
         if not response_tokens:
-            self._reset()
             return None
         self.stop_clock()
         seconds = self._seconds
@@ -80,6 +90,7 @@ class Metrics:
             "nll_loss": ce / response_tokens,
             "kd_loss": kd / response_tokens,
             "lr": lr,
+            "grad_norm": grad_norms / (self._steps - self._skipped),
             "tokens": int(tokens),
             "response_tokens": int(response_tokens),
             "padding": round(1 - tokens / padded_tokens, 4),
@@ -97,10 +108,18 @@ class Metrics:
     def state_dict(self) -> dict:
         """Between two steps."""
         sums, counts = self._sums.cpu(), torch.from_numpy(self._counts)
-        return {"sums": sums, "counts": counts, "steps": self._steps, "skipped": self._skipped, "s": self._seconds}
+        return {
+            "sums": sums,
+            "counts": counts,
+            "grad_norms": self._grad_norms.cpu(),
+            "steps": self._steps,
+            "skipped": self._skipped,
+            "s": self._seconds,
+        }
 
     def load_state_dict(self, state: dict) -> None:
         self._sums, self._counts = state["sums"].to(self.device), state["counts"].numpy()
+        self._grad_norms = state["grad_norms"].to(self.device)
         self._steps, self._skipped, self._seconds = state["steps"], state["skipped"], state["s"]
 
     def stop_clock(self) -> None:
@@ -113,10 +132,16 @@ class Metrics:
     def _reset(self) -> None:
         self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         self._counts = np.zeros(3)  # tokens, response tokens, tokens with padding
+        self._grad_norms = torch.zeros((), dtype=torch.float64, device=self.device)
         self._of_step: list[tuple[Tensor, np.ndarray]] = []
         self._steps = self._skipped = 0
         self._seconds = 0.0
         self.start_clock()
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, as 0:12:30."""
+    return str(timedelta(seconds=round(seconds)))
 
 
 def append_record(path: Path, record: dict) -> None:

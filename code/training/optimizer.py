@@ -10,22 +10,32 @@ from arguments import TrainArguments
 
 
 class GuardedAdamW(torch.optim.AdamW):
-    """AdamW that leaves a step out if a gradient is not finite, and says so in `overflow`, where DeepSpeed looks.
+    """AdamW that clips, and skips a step whose gradient is not finite; says so where DeepSpeed looks.
 
-    DeepSpeed's own optimisers do that; at ZeRO-0 in fp32 it steps this one directly. It costs what it costs them: one
-    norm of the gradients and one look at it from the host.
+    DeepSpeed's own optimisers do that; at ZeRO-0 in fp32 it steps this one directly. The cost is the same: one norm of
+    the gradients and one look at it from the host.
     """
 
+    max_norm = 0.0  # 0: no clipping
     overflow = False
+    _global_grad_norm = 0.0
 
     def step(self, closure=None):
         gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        self.overflow = not torch.stack(torch._foreach_norm(gradients)).isfinite().all().item()
-        return None if self.overflow else super().step(closure)
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).item()
+        self.overflow, self._global_grad_norm = not math.isfinite(norm), norm
+        if self.overflow:
+            return None
+        if 0 < self.max_norm < norm:
+            torch._foreach_mul_(gradients, self.max_norm / (norm + 1e-6))
+        return super().step(closure)
 
 
 def build_optimizer(model: nn.Module, args: TrainArguments, guarded: bool = False) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; biases and norms (vectors) are not decayed."""
+    """AdamW over the trainable parameters; biases and norms (vectors) are not decayed.
+
+    guarded: with what DeepSpeed's optimisers add to it, where DeepSpeed steps it directly.
+    """
     kind = GuardedAdamW if guarded else torch.optim.AdamW
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
@@ -33,7 +43,10 @@ def build_optimizer(model: nn.Module, args: TrainArguments, guarded: bool = Fals
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
     # Fused: one pass over the parameters where the default makes a dozen, on a CPU too.
-    return kind([group for group in groups if group["params"]], lr=args.lr, fused=True)
+    optimizer = kind([group for group in groups if group["params"]], lr=args.lr, fused=True)
+    if guarded:
+        optimizer.max_norm = args.clip_grad
+    return optimizer
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, args: TrainArguments, total_steps: int) -> LambdaLR:

@@ -1,6 +1,7 @@
 """The state from which a run continues to the bit, in <save_dir>/resume/.
 
-    state.json     where the run is, the flags it was started with, its best checkpoints; names the folder below
+    state.json     where the run is, the flags and the layout of batches it was started with, its best checkpoints;
+                   names the folder below
     step<S>/       engine/ (DeepSpeed's checkpoint), rank<R>.pt (random numbers, log accumulators, criterion)
 
 A save writes a new folder, flushes it, and replaces state.json: the rename of that file is the instant at which the
@@ -24,12 +25,14 @@ from torch import distributed as dist
 from arguments import TrainArguments, TrainConfig
 from criterions import Criterion
 from data_utils.atomic import explained, flush, put_in_place, remove, remove_unfinished, sync, unfinished, write_text
+from data_utils.batches import Layout
 from training.checkpoints import BestCheckpoints
 from training.engine import SET_BY_FLAGS
+from training.folder_lock import lock_folder
 from training.metrics import Metrics
 from training.ranks import together
 
-FORMAT = 1
+FORMAT = 2
 # What a run writes into its folder, and so what starting over moves aside: the state first, since half a run that has
 # it could be continued.
 OUTPUTS = tuple("resume epoch*_step* eval bad_steps metrics.jsonl dev_metrics.jsonl train.log args.json".split())
@@ -70,9 +73,10 @@ class Position:
 class Resume:
     """What there is to continue, and where the run's own state goes.
 
-    settings: what the state is compared with at the next start: flags, ranks, data.
+    settings: what the state is compared with at the next start: flags, ranks, data, layout.
     start, start_folder: the state to continue from; None for a run that begins.
     notes: what `open_resume` found and did, for the log.
+    lock: keeps other runs out of --save-dir while it lives (rank 0).
     """
 
     save_dir: Path
@@ -80,6 +84,22 @@ class Resume:
     start: dict | None = None
     start_folder: Path | None = None
     notes: list[str] = field(default_factory=list)
+    lock: object = None
+
+    def set_layout(self, layout: Layout, args: TrainArguments) -> None:
+        """How the models of this run take examples, known once they are loaded.
+
+        Raises ValueError where a token budget makes the steps depend on it and they have been other ones so far.
+        """
+        self.settings["layout"] = layout
+        before = self.start["settings"]["layout"] if self.start is not None else layout
+        if args.tokens_per_micro_batch is not None and (before == "padded") != (layout == "padded"):
+            raise ValueError(
+                f"--save-dir {args.save_dir}: the run has taken its steps in {_kind(before)} batches, and would now "
+                f"take {_kind(layout)} ones; --tokens-per-micro-batch {args.tokens_per_micro_batch} then makes other "
+                "steps of the rows; start it with --packing and --attn-implementation as before, or start over with "
+                "--resume never (what is there moves to previous/), or pass another --save-dir"
+            )
 
     @property
     def folder(self) -> Path:
@@ -115,7 +135,7 @@ class RunState:
         own = torch.load(folder / f"rank{dist.get_rank()}.pt", weights_only=True)
         self.criterion.load_state_dict(own["criterion"])
         self.metrics.load_state_dict(own["metrics"])
-        self.best.kept = [(score, self.resume.save_dir / name) for score, name in start["best"]]
+        self.best.restore((score, self.resume.save_dir / name) for score, name in start["best"])
         self.position = Position(**start["position"])
         set_random_state(own["random"])
         if folder.parent == self.resume.folder:
@@ -189,11 +209,16 @@ def open_resume(config: TrainConfig, deepspeed_settings: dict) -> Resume:
     """What there is to continue, in --save-dir or (--resume PATH) elsewhere; makes --save-dir ready to be written to.
 
     Every rank calls it, before anything is written. Raises ValueError, the same on all ranks, where the state does not
-    fit the flags.
+    fit the flags or another run uses --save-dir.
     """
-    shared = [together(lambda: _prepare_folder(config, deepspeed_settings), only=dist.get_rank() == 0)]
+    main = dist.get_rank() == 0
+    lock = together(lambda: lock_folder(Path(config.train.save_dir)), only=main)
+    shared = [together(lambda: _prepare_folder(config, deepspeed_settings), only=main)]
     dist.broadcast_object_list(shared)
     found = shared[0]
+    if lock is not None:
+        found.lock, note = lock
+        found.notes += [note] if note else []
     if found.start_folder is not None and not found.start_folder.is_dir():
         raise ValueError(f"--save-dir {config.train.save_dir}: seen by the first process only; all nodes must share it")
     return found
@@ -259,7 +284,12 @@ def read_state(save_dir: Path) -> dict | None:
     except ValueError:
         state = {}
     if state.get("format") != FORMAT:
-        raise ValueError(f"--save-dir {save_dir}: {path} is of another version or damaged; pass --resume never")
+        what = "damaged;"
+        if "format" in state:
+            what = f"of format {state['format']}, not {FORMAT}: continue it with the version that wrote it, or"
+        raise ValueError(
+            f"--save-dir {save_dir}: {path} is {what} start over with --resume never (what is there moves to previous/)"
+        )
     return state
 
 
@@ -270,13 +300,20 @@ def check_settings(start: dict, new: dict, args: TrainArguments, source: Path) -
     changed = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
     allowed = set(MAY_CHANGE)
     depends = args.lr_decay_style not in ("constant", "noam") or args.warmup_ratio or start["criterion_counts_steps"]
-    if not depends and not position["finished"]:
+    if not depends:
         allowed |= set(LENGTH_FLAGS)  # nothing before the end depends on where the end is
+    if position["finished"] and (longer := [name for name in LENGTH_FLAGS if name in changed]):
+        raise ValueError(
+            f"{_flag(longer[0])} {changed[longer[0]][1]}: the run in {source} is finished after {position['step']} "
+            f"steps, and its optimiser state is gone; {extension(start, source)}"
+        )
     wrong = [f"{_flag(name)} {now} (it has {was})" for name, (was, now) in changed.items() if name not in allowed]
     if old["deepspeed"] != new["deepspeed"]:
         wrong.append(f"--deepspeed_config {args.deepspeed_config} (the settings in it differ)")
     if old["world_size"] != new["world_size"]:
         wrong.append(f"{new['world_size']} processes (it has {old['world_size']})")
+    if args.tokens_per_micro_batch and old["layout"] != "padded" and not new["flags"]["packing"]:
+        wrong.append("--packing False (it has packed batches; a token budget makes other steps of padded ones)")
     wrong += [f"--data-dir (another {name}.jsonl)" for name in old["data"] if old["data"][name] != new["data"][name]]
     if not position["finished"] and args.num_epochs < position["epoch"]:
         wrong.append(f"--num-epochs {args.num_epochs} (it is in epoch {position['epoch']})")
@@ -289,6 +326,17 @@ def check_settings(start: dict, new: dict, args: TrainArguments, source: Path) -
         )
     quiet = {"save_dir", "resume"}
     return [f"{_flag(name)} {was} -> {now}" for name, (was, now) in changed.items() if name not in quiet]
+
+
+def extension(start: dict, source: Path) -> str:
+    """How the model of a finished run is trained further."""
+    lora = start["settings"]["flags"]["peft"] is not None
+    flag, variable = ("--peft-path", "PEFT_PATH") if lora else ("--model-path", "CKPT_PATH")
+    checkpoint = source / start["best"][-1][1]
+    return (
+        "to train further, start a new run, with a new optimiser and schedule, from its checkpoint: "
+        f"{flag} {checkpoint} and another --save-dir ({variable} and SAVE_DIR in the scripts)"
+    )
 
 
 def move_aside(save_dir: Path) -> Path | None:
@@ -371,6 +419,10 @@ def _hash(path: Path) -> str | None:
         return None
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _kind(layout: Layout) -> str:
+    return "padded" if layout == "padded" else "packed"
 
 
 def _flag(name: str) -> str:

@@ -27,8 +27,10 @@ from models.sharding import free, partitioned_loading, prefetch_for, shard, shar
 from teacher import CachedTeacher, LiveTeacher
 from teacher_cache import ShardWriter, TeacherCache, fingerprint
 from training.engine import training_dtype
+from training.metrics import duration
 from training.ranks import together
 
+SECONDS_BETWEEN_LINES = 60.0  # of the log, about that pass
 TOKENS_PER_BATCH = 8192  # of the pass that fills a cache: no gradient, no logits, so there is room for many
 
 Missing = Sequence[tuple[InstructionDataset, int]]
@@ -176,18 +178,21 @@ def compute_states(
     batches = token_batches(missing, TOKENS_PER_BATCH)
     tokens = [sum(int(data.lengths[index]) for data, index in batch) for batch in batches]
     writer, started = ShardWriter(cache), time.perf_counter()
-    bar = tqdm(total=sum(tokens), desc="teacher cache", unit="token", disable=rank != 0, leave=False)
+    said = started
+    hidden = True if rank else None  # None: without a terminal
+    bar = tqdm(total=sum(tokens), desc="teacher cache", unit="token", disable=hidden, leave=False)
     with bar as progress, logging_redirect_tqdm([logger] if rank == 0 else []):
         for first in range(0, len(batches), world_size):
             mine = batches[first + rank] if first + rank < len(batches) else []
             if mine or in_step:
                 batch = collate([data[index] for data, index in mine], pad_id, max_length, layout).to(device)
                 writer.add(batch.examples, teacher.hidden_states(batch))
-            done = sum(tokens[first : first + world_size])
-            progress.update(done)
-            if first == 0:
-                seconds = (time.perf_counter() - started) * (sum(tokens) / done - 1)
-                logger.info("teacher cache: about %.0f s to go", seconds)
+            progress.update(sum(tokens[first : first + world_size]))
+            now, done = time.perf_counter(), sum(tokens[: first + world_size])
+            if first == 0 or now - said > SECONDS_BETWEEN_LINES:
+                said = now
+                eta = duration((now - started) * (sum(tokens) / done - 1))
+                logger.info("teacher cache: %d of %d tokens, eta %s", done, sum(tokens), eta)
     together(writer.close)
     logger.info("teacher cache: made in %.1f s", time.perf_counter() - started)
     together(lambda: _check_complete(cache, missing))

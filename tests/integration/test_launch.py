@@ -32,7 +32,9 @@ def flags(tiny, rows, out) -> list[str]:
     "launcher", [[sys.executable], torchrun(2), DEEPSPEED], ids=["python", "torchrun", "deepspeed"]
 )
 def test_every_launcher_trains_and_saves(tiny, rows, tmp_path, launcher):
+    steps = 4 if "torch.distributed.run" in launcher else 8  # two epochs on two ranks, or on one
     words = [*flags(tiny, rows, tmp_path / "run"), "--criterion", "cross_entropy", "--model-type", "x"]
+    words += ["--num-epochs", "9", "--total-iters", str(steps)]
     done = run([*launcher, *words], **SECRETS)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     written = [path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()]
@@ -42,6 +44,10 @@ def test_every_launcher_trains_and_saves(tiny, rows, tmp_path, launcher):
     AutoModelForCausalLM.from_pretrained(checkpoint)
     log = (tmp_path / "run/train.log").read_text()
     assert "without effect here: --model-type" in log
+    assert "kd_loss" not in log and "(dev ROUGE-L" in log
+    assert f"epoch 1/2 step 2/{steps} " in log and " eta 0:00:0" in log, "the epochs that --total-iters leaves"
+    assert "\r" not in done.stderr and "step/s" not in done.stderr, "no bar without a terminal"
+    assert "Setting accelerator" not in done.stdout
     dev = [json.loads(line) for line in (tmp_path / "run/dev_metrics.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in dev] == [1, 2] and dev[1]["loss"] < dev[0]["loss"]
 

@@ -91,12 +91,23 @@ def test_every_stage_trains_the_same_model(results, kind, stage):
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("stage", STAGES[1:])
+@pytest.mark.parametrize("kind", STUDENTS)
+def test_every_stage_logs_the_same_gradient_norm(results, kind, stage):
+    """tests/unit/test_optimizer.py has that of ZeRO-0."""
+    norms = [
+        json.loads((results / f"{kind}.zero{number}" / "metrics.jsonl").read_text())["grad_norm"]
+        for number in (0, stage)
+    ]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-3)
+
+
 def test_the_logs_are_complete(results):
     run = results / "full.zero2"
     (record,) = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert record["step"] == 6 and record["epoch"] == 2
-    contract = "loss nll_loss kd_loss lr tokens response_tokens step_time tokens_per_s peak_memory_mb".split()
-    assert all(record[name] > 0 for name in contract)
+    contract = "loss nll_loss kd_loss lr grad_norm tokens response_tokens step_time tokens_per_s peak_memory_mb"
+    assert all(record[name] > 0 for name in contract.split())
     assert abs(record["loss"] - 0.5 * (record["nll_loss"] + record["kd_loss"])) < 1e-5
     assert json.loads((run / "args.json").read_text())["kd_objective"] == "todi"
     assert "saved" in (run / "train.log").read_text()

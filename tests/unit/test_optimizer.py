@@ -154,3 +154,33 @@ def test_shared_parameters_are_stepped_once():
     model.tied.weight = model.embedding.weight
     optimizer = build_optimizer(model, TrainArguments())
     assert sum(p is model.embedding.weight for group in optimizer.param_groups for p in group["params"]) == 1
+
+
+@pytest.mark.parametrize("clip_grad", [0.0, 0.3, 1e4])
+def test_the_guarded_optimiser_takes_the_norm_and_clips_by_it(clip_grad):
+    models = [Model(), Model()]
+    models[1].load_state_dict(models[0].state_dict())
+    args = TrainArguments(clip_grad=clip_grad, lr=0.1, lr_min=0.0)
+    guarded, plain = build_optimizer(models[0], args, guarded=True), build_optimizer(models[1], args)
+    for parameters in zip(*(model.parameters() for model in models)):
+        for parameter in parameters:
+            generator = torch.Generator().manual_seed(parameter.numel())
+            parameter.grad = torch.randn(parameter.shape, generator=generator) if parameter.requires_grad else None
+    norm = nn.utils.clip_grad_norm_(models[1].parameters(), clip_grad or float("inf"))
+    guarded.step()
+    plain.step()
+    assert guarded._global_grad_norm == pytest.approx(norm.item()) and not guarded.overflow
+    for got, expected in zip(models[0].parameters(), models[1].parameters()):
+        torch.testing.assert_close(got, expected)
+
+
+def test_the_guarded_optimiser_skips_a_gradient_that_is_not_finite():
+    model = Model()
+    optimizer = build_optimizer(model, TrainArguments(), guarded=True)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
+    model.norm.weight.grad[0] = float("inf")
+    optimizer.step()
+    assert optimizer.overflow and not optimizer.state
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())

@@ -315,13 +315,13 @@ class Scaled(torch.nn.Module):
         return 2 * self.linear(hidden)
 
 
-@pytest.mark.parametrize("kind", ["chunked", "the model's own logits"])
+@pytest.mark.parametrize("kind", ["logits a chunk at a time", "whole logits"])
 @pytest.mark.parametrize("shared", [390, 300, 1])
 def test_dropped_mass_is_the_probability_of_the_ids_beyond_the_shared(tiny, kind, shared):
     from data_utils.batches import Example, collate
 
     model = AutoModelForCausalLM.from_pretrained(tiny / "teacher")
-    if kind != "chunked":
+    if kind == "whole logits":
         model.lm_head = Scaled(model.lm_head)
     cut = split(model, shared)
     assert cut.head.kind == kind
@@ -660,7 +660,7 @@ def test_the_probes_of_the_doctor_find_what_training_finds(tiny, rows, name, pac
     model = facts(FALCON if name == "falcon" else MODELS[name])
     report = Report()
     probe("--model-path", model, config_of(tiny, rows), report)
-    assert ("can be packed, head chunked" in report.facts[0][1]) == packs
+    assert ("can be packed, logits a chunk at a time" in report.facts[0][1]) == packs
     assert ("does not see where a packed example ends" in " ".join(report.warnings)) == (not packs)
 
 

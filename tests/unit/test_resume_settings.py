@@ -1,17 +1,36 @@
 """What may change when a run is continued, what a log keeps, and what starting over moves aside."""
 
+import errno
 import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import nullcontext
 from dataclasses import asdict, fields
 
 import pytest
 
 from arguments import TrainConfig, parse_train_arguments
-from training.resume import LENGTH_FLAGS, MAY_CHANGE, Position, check_settings, cut_log, move_aside, read_state
+from training import folder_lock
+from training.folder_lock import lock_folder
+from training.resume import (
+    LENGTH_FLAGS,
+    MAY_CHANGE,
+    Position,
+    Resume,
+    check_settings,
+    cut_log,
+    move_aside,
+    read_state,
+)
 
 BASE = ("--model-path", "m", "--data-dir", "d", "--save-dir", "outputs/x")
 
 
-def settings(*argv: str, world_size: int = 2, data: str = "a", stage: int = 1) -> tuple[TrainConfig, dict]:
+def settings(
+    *argv: str, world_size: int = 2, data: str = "a", stage: int = 1, layout: str = "packed"
+) -> tuple[TrainConfig, dict]:
     config = parse_train_arguments([*BASE, *argv])
     flags = {name: value for group in config[:-1] for name, value in asdict(group).items()}
     return config, {
@@ -19,6 +38,7 @@ def settings(*argv: str, world_size: int = 2, data: str = "a", stage: int = 1) -
         "data": {"train": data, "dev": None},
         "flags": flags,
         "deepspeed": {"zero_optimization": {"stage": stage}},
+        "layout": layout,
     }
 
 
@@ -26,6 +46,7 @@ def continued(before: tuple, after: tuple, tmp_path, counts_steps: bool = False,
     old, (config, new) = before[1], after
     at = asdict(Position(epoch=3, step_in_epoch=2, step=22)) | position
     start = {"settings": json.loads(json.dumps(old)), "position": at, "criterion_counts_steps": counts_steps}
+    start["best"] = [[-2.0, "epoch1_step9"], [-1.0, "epoch2_step18"]]
     return check_settings(start, new, config.train, tmp_path)
 
 
@@ -80,9 +101,94 @@ CONSTANT = ("--lr-decay-style", "constant", "--warmup-iters", "5")
 def test_the_end_may_move_where_nothing_before_it_depends_on_it(tmp_path):
     before, after = settings(*CONSTANT), settings(*CONSTANT, "--num-epochs", "20", "--total-iters", "99")
     assert len(continued(before, after, tmp_path)) == 2
-    for more in ({"counts_steps": True}, {"finished": True}):
-        with pytest.raises(ValueError, match="--num-epochs 20"):
-            continued(before, after, tmp_path, **more)
+    with pytest.raises(ValueError, match="--num-epochs 20"):
+        continued(before, after, tmp_path, counts_steps=True)
+
+
+@pytest.mark.parametrize(
+    ("argv", "way"),
+    [
+        (CONSTANT, "--model-path {} and another --save-dir (CKPT_PATH"),
+        (("--peft", "lora"), "--peft-path {} and another"),
+    ],
+)
+def test_a_finished_run_says_how_to_train_further(tmp_path, argv, way):
+    with pytest.raises(ValueError) as refusal:
+        continued(settings(*argv), settings(*argv, "--num-epochs", "20"), tmp_path, finished=True)
+    message = str(refusal.value)
+    assert message.startswith(f"--num-epochs 20: the run in {tmp_path} is finished after 22 steps")
+    assert way.format(tmp_path / "epoch2_step18") in message
+
+
+BUDGET = ("--tokens-per-micro-batch", "600")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "budget", "refused"),
+    [
+        ("packed", "padded", BUDGET, True),
+        ("padded", "packed into one row", BUDGET, True),
+        ("packed", "packed into one row", BUDGET, False),  # the same steps
+        ("packed", "padded", (), False),
+    ],
+)
+def test_a_layout_that_makes_other_steps_is_refused(tmp_path, before, now, budget, refused):
+    config, new = settings(*budget)
+    resume = Resume(tmp_path, new, {"settings": settings(*budget, layout=before)[1]})
+    with pytest.raises(ValueError, match="600 then makes other steps") if refused else nullcontext():
+        resume.set_layout(now, config.train)
+    fresh = Resume(tmp_path, new)
+    fresh.set_layout(now, config.train)
+    assert fresh.settings["layout"] == now
+
+
+def test_padding_instead_of_packing_is_refused_before_the_models_are_loaded(tmp_path):
+    off = ("--packing", "False")
+    with pytest.raises(ValueError, match=r"--packing False \(it has packed batches"):
+        continued(settings(*BUDGET), settings(*BUDGET, *off), tmp_path)
+    assert continued(settings(*BUDGET, layout="padded"), settings(*BUDGET, *off), tmp_path)
+    assert continued(settings(), settings(*off), tmp_path)
+
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from training.folder_lock import lock_folder
+lock = lock_folder(Path(sys.argv[1]))
+if not os.fork():
+    time.sleep(600)  # as a tokenising process would that outlives its run
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def test_two_runs_in_one_folder_are_refused_while_the_first_lives(tmp_path, root):
+    (tmp_path / ".epoch1.tmp").mkdir()
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    holder = subprocess.Popen(
+        command, env=os.environ | {"PYTHONPATH": str(root / "code")}, stdout=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(ValueError, match=f"--save-dir {tmp_path}: another run uses it .*pid {holder.pid}, since"):
+            lock_folder(tmp_path)
+        assert (tmp_path / ".epoch1.tmp").exists()
+        holder.kill()
+        holder.wait()
+        lock, note = lock_folder(tmp_path)  # although the killed run's child lives
+        assert note is None and f"pid {os.getpid()}" in (tmp_path / ".lock").read_text()
+        lock.close()
+    finally:
+        os.killpg(holder.pid, signal.SIGKILL)
+        holder.wait()
+
+
+def test_a_folder_that_cannot_be_locked_is_noted(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(folder_lock.fcntl, "lockf", refuse)
+    assert "make sure that no other run uses it" in lock_folder(tmp_path)[1]
 
 
 def test_the_lists_name_flags_that_exist():
@@ -118,10 +224,10 @@ def test_starting_over_moves_what_a_run_wrote_and_nothing_else(tmp_path):
     assert (tmp_path / "previous/1/train.log").read_text() == "1"
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"format": 0}'])
-def test_a_state_of_another_version_is_refused(tmp_path, text):
+@pytest.mark.parametrize(("text", "what"), [("", "damaged"), ("{", "damaged"), ('{"format": 1}', "of format 1")])
+def test_a_state_of_another_version_is_refused(tmp_path, text, what):
     assert read_state(tmp_path) is None
     (tmp_path / "resume").mkdir()
     (tmp_path / "resume/state.json").write_text(text)
-    with pytest.raises(ValueError, match="--resume never"):
+    with pytest.raises(ValueError, match=f"is {what}.*--resume never"):
         read_state(tmp_path)
