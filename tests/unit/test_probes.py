@@ -29,8 +29,10 @@ from transformers import (
     Qwen3Config,
     Qwen3NextConfig,
 )
+from transformers.masking_utils import sdpa_mask
 
 from data_utils.batches import Example, collate
+from models import attention as by_example
 from models.attention import BY_EXAMPLE
 from models.heads import LanguageModelHead, ModelLogits, find_head, unwrap_peft
 from models.probes import batch_layout, packing_is_exact, split
@@ -157,6 +159,25 @@ def test_on_a_cpu_packed_examples_attend_one_by_one(name):
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("window, masks", [(100, 0), (17, 0), (16, 0), (15, 1), (1, 1)])
+@pytest.mark.parametrize("name", ["gemma3", "mistral", "qwen2_moe"])
+def test_a_window_needs_a_mask_where_an_example_is_longer(name, window, masks, monkeypatch):
+    """And not where the row is. The longest of 3 examples in a row of 44 has 16 tokens."""
+    torch.manual_seed(0)
+    config = CONFIGS[name]()
+    config.sliding_window = window
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    assert batch_layout([model]) == "packed into one row"
+    ids = torch.randint(2, VOCAB, (50,), generator=torch.Generator().manual_seed(1)).tolist()
+    cuts = [(0, 3, 12), (12, 14, 28), (30, 33, 46)]
+    batch = collate([Example(ids[a:b], ids[b:c]) for a, b, c in cuts], 0, 64, "packed into one row")
+    made = []
+    monkeypatch.setattr(by_example, "sdpa_mask", lambda **given: made.append(given) or sdpa_mask(**given))
+    together, alone = one_row_and_alone(model, batch)
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+    assert len(made) == masks
+
+
 def test_a_model_that_cannot_keeps_the_attention_of_all():
     models = [build("llama", "sdpa"), build("falcon", "sdpa")]
     assert batch_layout(models) == "padded"
@@ -193,8 +214,8 @@ def test_padded_batches_and_generation_are_those_of_sdpa():
         answers = model.generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=False)
         one = model.generate(ids[1:2], max_new_tokens=8, do_sample=False)
         found.append((model(input_ids=ids, attention_mask=mask).logits, answers, one))
-    for sdpa, by_example in zip(*found):
-        assert torch.equal(sdpa, by_example)
+    for sdpa, ours in zip(*found):
+        assert torch.equal(sdpa, ours)
 
 
 def test_gradients_with_checkpointing_are_the_same():
