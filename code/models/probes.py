@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from data_utils.batches import Batch, Example, Layout, collate
 from models.attention import BY_EXAMPLE, SDPA, can_attend_by_example
 from models.heads import ModelLogits, SplitModel, find_head, unwrap_peft
+from models.sharding import whole
 
 # Root mean square difference of logits, in units of their spread, that rounding explains. The same hidden states go
 # through both heads, so that hardly anything is rounded differently there; packed and single rows take different
@@ -44,7 +45,9 @@ def head_is_exact(model: SplitModel) -> bool:
     with _evaluating(model.model):
         batch = collate(_examples(model.model), 0, max_length=1, layout="padded").to(model.model.device)
         own_NV = _own_logits(model.model, batch)
-        split_NV = model.head.finish(model.head.project(model.hidden_states(batch)))
+        hidden_ND = model.hidden_states(batch)
+        with whole(model.head.parameters()):
+            split_NV = model.head.finish(model.head.project(hidden_ND))
     return own_NV.shape == split_NV.shape and _distance(own_NV, split_NV) <= HEAD_TOLERANCE[model.model.dtype]
 
 
