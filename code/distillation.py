@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from torch import distributed as dist
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from arguments import TrainConfig, parse_train_arguments
@@ -29,6 +30,7 @@ from distiller import Distiller
 from models.heads import SplitModel
 from models.loading import load_student, load_tokenizer
 from models.probes import batch_layout, split
+from models.sharding import gathering, partitioned_loading, sharding_settings, whole_shape
 from models.vocabulary import shared_vocabulary
 from preflight.checks import Examination, check
 from preflight.plans import Ranks
@@ -193,20 +195,33 @@ def load_models(
     if criterion.needs_teacher:  # first: its body may be gone before the student comes
         teacher = build_teacher(config, settings, datasets, tokenizer.pad_token_id, device, logger)
     seed_everything(config.train.seed)
-    student = split(together(lambda: load_student(config.model, training_dtype(settings))).to(device))
+    model = load_sharded_student(config, settings).to(device)
+    with gathering(model):
+        student = split(model)
     parts = {"student": student}
     if teacher is not None:
         size = together(lambda: shared_ids(config, tokenizer, student, teacher))
         student.head.vocabulary_size = teacher.head.vocabulary_size = size
         if isinstance(teacher, LiveTeacher):
             parts["teacher"] = teacher.model
-    layout = batch_layout([part.model for part in parts.values()]) if config.data.packing else "padded"
+    with gathering(model):
+        layout = batch_layout([part.model for part in parts.values()]) if config.data.packing else "padded"
     for name, part in parts.items():
-        trainable = sum(p.numel() for p in part.model.parameters() if p.requires_grad)
-        total = sum(getattr(p, "ds_numel", p.numel()) for p in part.model.parameters())
+        sizes = [(whole_shape(p).numel(), p.requires_grad) for p in part.model.parameters()]
+        total, trainable = sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
         logger.info("%s: %s parameters, %s trainable, %s", name, f"{total:,}", f"{trainable:,}", part.head.kind)
     logger.info("vocabulary %d, batches %s", student.head.vocabulary_size, layout)
     return Distiller(student, criterion, config.kd.loss_chunk_mb, config.kd.compile_loss), teacher, layout
+
+
+def load_sharded_student(config: TrainConfig, settings: dict) -> nn.Module:
+    """The student, whole; under ZeRO-3, this rank's share of it."""
+    dtype = training_dtype(settings)
+    sharding = sharding_settings(settings, dtype)
+    if sharding is None:
+        return together(lambda: load_student(config.model, dtype))
+    with partitioned_loading(sharding):  # collective
+        return load_student(config.model, dtype)
 
 
 def shared_ids(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, student: SplitModel, teacher: Teacher) -> int:

@@ -177,7 +177,7 @@ class ShardWriter:
         if self._failure is not None:
             return
         self._keys += [example.key for example in examples]
-        self._states += hidden_NE.cpu().split([len(example.response_ids) for example in examples])
+        self._states += hidden_NE.cpu().split([example.predicted for example in examples])
         size = sum(part.numel() * part.element_size() for part in self._states)
         if size >= SHARD_BYTES or time.monotonic() - self._started > SHARD_SECONDS:
             try:

@@ -32,6 +32,11 @@ class Example:
         return len(self.prompt_ids) + len(self.response_ids)
 
     @property
+    def predicted(self) -> int:
+        """Response positions: its tokens that have a token before them; without a prompt, all but the first."""
+        return len(self) - min(len(self), max(1, len(self.prompt_ids)))
+
+    @property
     def key(self) -> bytes:
         """16 bytes that stand for the token ids, wherever the example came from."""
         ids = np.concatenate([[len(self.prompt_ids)], self.prompt_ids, self.response_ids])
@@ -92,9 +97,8 @@ def collate(
             input_ids[r, start:end] = np.concatenate([prompt, response])
             position_ids[r, start:end] = np.arange(lengths[i])
             attention_mask[r, start:end] = 1
-            # Position t predicts token t + 1; a response without a prompt has nothing that predicts its first token.
-            first = start + max(1, len(prompt))
-            positions.append(r * width + np.arange(first - 1, end - 1))
+            first = end - examples[i].predicted
+            positions.append(r * width + np.arange(first - 1, end - 1))  # position t predicts token t + 1
             labels.append(input_ids[r, first:end])
             start = end
         position_ids[r, start:] = np.arange(width - start)

@@ -22,7 +22,7 @@ from arguments import DataArguments
 from data_utils.batches import Example
 from data_utils.prompts import alpaca_prompt, cut_prompts, encode_pairs
 
-TOKENISATION = 1  # part of the cache's key: raise it when the same row would give other ids
+TOKENISATION = 2  # part of the cache's key: raise it when the same row would give other ids
 KEY_LENGTH = 24  # hexadecimal digits of a cache folder's name
 ROWS_PER_WORKER = 4000  # below this a further process costs more than it saves
 

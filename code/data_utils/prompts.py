@@ -20,8 +20,22 @@ def alpaca_prompt(instruction: str, input_text: str) -> str:
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each prompt, with BOS where the tokenizer has one."""
-    return [_without_eos(ids, tokenizer) for ids in tokenizer(list(prompts))["input_ids"]]
+    """Token ids of each prompt, left open for a response; at least one.
+
+    A tokenizer that starts texts with BOS starts them with exactly one, whether the text (a rendered chat template) has
+    its own or not; any other special token in the text is content.
+    """
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    of_any_text = tokenizer("a")["input_ids"]
+    adds_bos, adds_eos = of_any_text[:1] == [bos], of_any_text[-1:] == [eos]
+    encoded = []
+    for ids in tokenizer(list(prompts))["input_ids"]:
+        while adds_bos and ids[1:2] == [bos]:
+            ids = ids[1:]
+        if adds_eos and ids[-1:] == [eos]:
+            ids = ids[:-1]
+        encoded.append(ids or [eos])  # something has to predict the first token of the response
+    return encoded
 
 
 def encode_pairs(
@@ -39,7 +53,9 @@ def encode_pairs(
             ids = joint[len(before) :]
         else:
             ids = tokenizer(response, add_special_tokens=False)["input_ids"]
-        response_ids.append([*ids, tokenizer.eos_token_id])
+        if ids[-1:] != [tokenizer.eos_token_id]:
+            ids = [*ids, tokenizer.eos_token_id]
+        response_ids.append(ids)
     return prompt_ids, response_ids
 
 
@@ -54,8 +70,3 @@ def cut_prompts(
     tail = max(max_prompt_length // 4, marker)
     head = max_prompt_length - tail
     return [ids if len(ids) <= max_prompt_length else ids[:head] + ids[-tail:] for ids in prompts]
-
-
-def _without_eos(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Some tokenizers end every text with EOS; a prompt must stay open."""
-    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids

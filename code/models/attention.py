@@ -2,15 +2,19 @@
 
 PyTorch's CPU kernel takes the whole square of a row, masked or not; the examples of a row need the triangles on its
 diagonal. Registered with Transformers as an attention implementation, it gets what a variable-length kernel gets,
-`position_ids` that restart at each example, and calls Transformers' own `sdpa` on every example. Batches of any other
-shape, and generation, go to that `sdpa` as they are.
+`position_ids` that restart at each example, and calls Transformers' own `sdpa` on every example, with its part of the
+row's mask where a sliding window is shorter than an example of the row. Batches of any other shape, and generation, go
+to that `sdpa` as they are.
 """
+
+from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import causal_mask_function, sdpa_mask
 from transformers.utils import (
     is_flash_attn_2_available,
     is_flash_attn_3_available,
@@ -68,27 +72,49 @@ def _attention(
     """[R, T, H, D] of the attention of each token to the tokens before it in its example."""
     inputs = query_RHTD, key_RHTD, value_RHTD
     rows, _, tokens, _ = query_RHTD.shape
-    if attention_mask is not None or position_ids is None or rows > 1 or key_RHTD.shape[2] != tokens:
+    masked = attention_mask is not None
+    whole_mask = masked and attention_mask.shape[-2:] != (tokens, tokens)
+    if whole_mask or position_ids is None or rows > 1 or key_RHTD.shape[2] != tokens:
         return sdpa_attention_forward(module, *inputs, attention_mask, **kwargs)
-    starts = (position_ids[0] == 0).nonzero()[:, 0].tolist()
-    lengths = [end - start for start, end in zip(starts, [*starts[1:], tokens])]
-    examples = zip(*(tensor.split(lengths, dim=2) for tensor in inputs))
-    return torch.cat([sdpa_attention_forward(module, *one, None, **kwargs)[0] for one in examples], dim=1), None
+    borders = [0, *((position_ids[0].diff() != 1).nonzero()[:, 0] + 1).tolist(), tokens]
+    outputs = []
+    for start, end in pairwise(borders):
+        example = (tensor[:, :, start:end] for tensor in inputs)
+        mask = attention_mask[..., start:end, start:end] if masked else None
+        outputs.append(sdpa_attention_forward(module, *example, mask, **kwargs)[0])
+    return torch.cat(outputs, dim=1), None
 
 
 def _mask(
     batch_size: int,
     q_length: int,
     kv_length: int,
+    mask_function: Callable = causal_mask_function,
     attention_mask: Tensor | None = None,
     local_size: int | None = None,
     **kwargs,
 ) -> Tensor | None:
-    """None for one row that is packed (or whole) and within the window; what `sdpa` gets for anything else."""
-    if batch_size == 1 and q_length == kv_length and attention_mask is None and q_length <= (local_size or q_length):
+    """None for one row whose examples are all within the window; what `sdpa` gets for anything else."""
+    one_row = batch_size == 1 and q_length == kv_length and attention_mask is None
+    if one_row and (local_size is None or not _outgrown(local_size, q_length, mask_function)):
         return None
     shape = {"batch_size": batch_size, "q_length": q_length, "kv_length": kv_length}
-    return sdpa_mask(**shape, attention_mask=attention_mask, local_size=local_size, **kwargs)
+    options = {"mask_function": mask_function, "attention_mask": attention_mask, "local_size": local_size}
+    return sdpa_mask(**shape, **options, **kwargs)
+
+
+def _outgrown(window: int, length: int, mask_function: Callable) -> bool:
+    """Whether an example of a row of `length` tokens is longer than the window.
+
+    It is, where a token sees the one before it, and that one the farthest that a window shows: for a token sees nothing
+    of other examples. (Attention in chunks would be another matter; it is of models that no such kernel serves.)
+    """
+    if window == 1 or window >= length:
+        return window < length
+    query_T = torch.arange(window, length)
+    row_T = torch.zeros_like(query_T)
+    sees_last_T = mask_function(row_T, row_T, query_T, query_T - 1)
+    return bool((sees_last_T & mask_function(row_T, row_T, query_T - 1, query_T - window)).any())
 
 
 AttentionInterface.register(BY_EXAMPLE, _attention)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from data_utils.batches import Batch
-from models.sharding import whole_linear
+from models.sharding import whole_shape
 
 
 class LanguageModelHead:
@@ -31,7 +31,7 @@ class LanguageModelHead:
     @property
     def whole_size(self) -> int:
         """Ids that the model knows; `vocabulary_size` of them are kept."""
-        return self.linear.weight.shape[0]
+        return whole_shape(self.linear.weight)[0]
 
     def parameters(self) -> tuple[Tensor, Tensor | None]:
         return self.linear.weight, self.linear.bias
@@ -150,12 +150,11 @@ def find_head(model: nn.Module) -> LanguageModelHead | None:
     linear = causal_lm.get_output_embeddings()
     if type(linear) is not nn.Linear:  # a wrapped head (LoRA on it, quantised) is more than its weight
         return None
-    linear = whole_linear(linear)
     config = causal_lm.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0
     scale /= getattr(config, "logits_scaling", None) or 1.0
     softcap = getattr(config, "final_logit_softcapping", None)
-    return LanguageModelHead(linear, linear.weight.shape[0], scale, softcap)
+    return LanguageModelHead(linear, whole_shape(linear.weight)[0], scale, softcap)
 
 
 def _needed_columns(batch: Batch) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
@@ -63,7 +65,7 @@ def load_teacher(
     """The teacher, in evaluation mode, without gradients, its adapter merged."""
     model = _load(args.teacher_model_path, dtype, attn_implementation, trust_remote_code, args.teacher_revision)
     if args.teacher_peft_path is not None:
-        model = PeftModel.from_pretrained(model, args.teacher_peft_path).merge_and_unload()
+        model = merge_adapter(model, args.teacher_peft_path)
     return model.eval().requires_grad_(False)
 
 
@@ -90,10 +92,26 @@ def load_checkpoint(
     model = _load(path, dtype, attn_implementation, trust_remote_code, revision)
     tokenizer_path = path
     if peft_path is not None:
-        model = PeftModel.from_pretrained(model, peft_path).merge_and_unload()
+        model = merge_adapter(model, peft_path)
         if (Path(peft_path) / "tokenizer_config.json").is_file():
             tokenizer_path, revision = peft_path, None
     return model.eval(), load_tokenizer(tokenizer_path, trust_remote_code, revision)
+
+
+def merge_adapter(model: PreTrainedModel, path: str) -> PreTrainedModel:
+    """`model` with the adapter in its weights, which gives the logits of the two together.
+
+    Input embedding and head may be one weight. An adapter on either trained that one alone, so they part first: the
+    merged model has two, and its config says so.
+    """
+    adapted = PeftModel.from_pretrained(model, path)
+    ends = model.get_input_embeddings(), model.get_output_embeddings()
+    if any(isinstance(end, BaseTunerLayer) for end in ends):
+        embedding, head = (end.get_base_layer() if isinstance(end, BaseTunerLayer) else end for end in ends)
+        if head is not None and head.weight is embedding.weight:
+            head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+            model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
+    return adapted.merge_and_unload()
 
 
 def adapter_base(path: str) -> tuple[str, str | None]:

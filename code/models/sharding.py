@@ -1,11 +1,12 @@
-"""A frozen model partitioned over the ranks as ZeRO-3 does it: a teacher that is too large for one device.
+"""Models partitioned over the ranks as ZeRO-3 does it, from the moment they are loaded.
 
-In: the DeepSpeed settings of the run. Out: while the model loads, every rank keeps its share only; afterwards each
-module gathers its parameters for its own forward, on all ranks in step.
+In: the DeepSpeed settings of the run. Out: while a model loads, every rank keeps its share only; afterwards each module
+gathers its parameters for its own forward, on all ranks in step: of a frozen teacher as long as its engine lives
+(`shard`), of a student while it is probed (`gathering`), until the engine that trains it does so.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import deepspeed
 import torch
@@ -17,7 +18,7 @@ KEPT = ("offload_param", "stage3_param_persistence_threshold", "stage3_prefetch_
 
 
 def sharding_settings(settings: dict, dtype: torch.dtype) -> dict | None:
-    """DeepSpeed's settings for a frozen model beside a student that is trained with `settings`; None below ZeRO-3."""
+    """DeepSpeed's settings for loading and frozen models, of a run that trains with `settings`; None below ZeRO-3."""
     zero = settings.get("zero_optimization", {})
     if zero.get("stage", 0) != 3:
         return None
@@ -37,6 +38,38 @@ def partitioned_loading(settings: dict | None) -> Iterator[None]:
     living = HfDeepSpeedConfig(settings) if settings else None
     yield
     del living
+
+
+def whole(parameters: Iterable[nn.Parameter | None]) -> deepspeed.zero.GatheredParameters:
+    """Inside the block, those of the parameters that are partitioned are whole on every rank, for reading."""
+    return deepspeed.zero.GatheredParameters([p for p in parameters if hasattr(p, "ds_id")])
+
+
+def whole_shape(parameter: nn.Parameter) -> torch.Size:
+    """The shape of a parameter, partitioned or not."""
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
+@contextmanager
+def gathering(model: nn.Module) -> Iterator[None]:
+    """Inside the block, each module of a partitioned model gathers its own parameters for its forward."""
+    open_calls: list[ExitStack] = []
+
+    def gather(module: nn.Module, _) -> None:
+        open_calls.append(ExitStack())
+        open_calls[-1].enter_context(whole(module.parameters(recurse=False)))
+
+    def release(*_) -> None:
+        open_calls.pop().close()
+
+    with ExitStack() as stack:
+        for module in model.modules():
+            if any(hasattr(parameter, "ds_id") for parameter in module.parameters(recurse=False)):
+                stack.callback(module.register_forward_pre_hook(gather).remove)
+                stack.callback(
+                    module.register_forward_hook(lambda *_: open_calls.pop().close(), always_call=True).remove
+                )
+        yield
 
 
 def shard(model: nn.Module, settings: dict) -> deepspeed.DeepSpeedEngine:
@@ -64,7 +97,7 @@ def whole_linear(linear: nn.Linear) -> nn.Linear:
     if not hasattr(linear.weight, "ds_id"):
         return linear
     parameters = [p for p in (linear.weight, linear.bias) if p is not None]
-    with deepspeed.zero.GatheredParameters(parameters):
+    with whole(parameters):
         return frozen_linear(*(p.detach().clone() for p in parameters))
 
 

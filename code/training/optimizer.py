@@ -7,6 +7,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from arguments import TrainArguments
+from models.sharding import whole_shape
 
 
 class GuardedAdamW(torch.optim.AdamW):
@@ -39,8 +40,8 @@ def build_optimizer(model: nn.Module, args: TrainArguments, guarded: bool = Fals
     kind = GuardedAdamW if guarded else torch.optim.AdamW
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": args.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in trainable if len(whole_shape(p)) >= 2], "weight_decay": args.weight_decay},
+        {"params": [p for p in trainable if len(whole_shape(p)) < 2], "weight_decay": 0.0},
     ]
     # Fused: one pass over the parameters where the default makes a dozen, on a CPU too.
     optimizer = kind([group for group in groups if group["params"]], lr=args.lr, fused=True)

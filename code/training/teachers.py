@@ -23,7 +23,7 @@ from data_utils.dataset import InstructionDataset
 from models.heads import LanguageModelHead, SplitModel
 from models.loading import load_teacher
 from models.probes import batch_layout, split
-from models.sharding import free, partitioned_loading, prefetch_for, shard, sharding_settings
+from models.sharding import free, partitioned_loading, prefetch_for, shard, sharding_settings, whole_linear
 from teacher import CachedTeacher, LiveTeacher
 from teacher_cache import ShardWriter, TeacherCache, fingerprint
 from training.engine import training_dtype
@@ -57,6 +57,8 @@ class LoadedTeacher:
             model.to(device)
         self.split: SplitModel = split(model)
         if self.engine is not None and isinstance(self.split.head, LanguageModelHead):
+            # The loss uses it outside the model, and a cache when there is no model.
+            self.split.head.linear = whole_linear(self.split.head.linear)
             prefetch_for(model.base_model, self.engine)
 
     def free(self) -> None:

@@ -34,7 +34,7 @@ def results(tiny, rows, tmp_path_factory) -> Path:
                 *("--model-path", str(tiny / student), "--teacher-model-path", str(tiny / "teacher")),
                 *("--data-dir", str(rows), "--save-dir", str(folder / name), "--kd-objective", "todi"),
                 *("--batch-size", "2", "--gradient-accumulation-steps", "2", "--num-epochs", "2", "--lr", "3e-3"),
-                *("--keep-best-n-checkpoints", "-1"),
+                *("--keep-best-n-checkpoints", "-1", "--weight-decay", "0.5"),
                 *("--max-length", "128", "--max-prompt-length", "64", "--deepspeed", "--deepspeed_config", str(config)),
                 *(LORA if kind == "lora" else ("--eval-gen", "--max-new-tokens", "3")),
             ]
@@ -100,6 +100,17 @@ def test_every_stage_logs_the_same_gradient_norm(results, kind, stage):
         for number in (0, stage)
     ]
     assert norms[1] == pytest.approx(norms[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("kind", STUDENTS)
+def test_a_student_under_zero3_is_loaded_in_shares(results, kind, stage):
+    """A new adapter's own weights are partitioned with the engine."""
+    held, whole = torch.load(results / f"{kind}.zero{stage}.pt", weights_only=True)["loaded"]
+    if stage < 3:
+        assert held == whole
+    else:
+        assert whole / 2 <= held < (0.7 if kind == "lora" else 0.51) * whole
 
 
 def test_the_logs_are_complete(results):

@@ -4,7 +4,8 @@
 
 JOBS.json: {"out": FOLDER, "jobs": [{"name": ..., "argv": [...]}, ...]}. Rank 0 writes into FOLDER, per job, NAME.pt:
 {"gradients": {name: tensor} as the first optimiser step sees them (ZeRO-0 only), "logits": of the trained student on
-fixed tokens, "teacher_bodies": how many teachers were loaded}.
+fixed tokens, "teacher_bodies": how many teachers were loaded, "loaded": elements of the student in this rank's memory
+and in all, when it is loaded and before there is an engine}.
 
 A job with "entry" (distillation, evaluate, doctor) is expected to end early: NAMEn.json, for n processes, gets of every
 rank the exit code (or the exception), what it wrote to stderr, and the seconds. Its "breaks" ({"rank", "function",
@@ -30,7 +31,7 @@ sys.path[:0] = [str(ROOT / "code")]
 
 import distillation  # noqa: E402
 from training import teachers  # noqa: E402
-from training.engine import init_distributed  # noqa: E402
+from training.engine import build_engine, init_distributed  # noqa: E402
 from training.loop import Trainer  # noqa: E402
 
 TOKENS = torch.arange(5, 45).reshape(2, 20)
@@ -87,10 +88,19 @@ def observe(argv: list[str]) -> dict:
             seen["logits"] = trainer.distiller.student(input_ids=TOKENS).logits
         return finished
 
+    def build_and_look(distiller, *args):
+        parameters = list(distiller.parameters())
+        held = sum(p.numel() + (p.ds_tensor.numel() if hasattr(p, "ds_tensor") else 0) for p in parameters)
+        seen["loaded"] = held, sum(getattr(p, "ds_numel", p.numel()) for p in parameters)
+        return build_engine(distiller, *args)
+
     hook = register_optimizer_step_pre_hook(keep_gradients)
     original_run, Trainer.run = Trainer.run, run_and_look
     try:
-        with mock.patch.object(teachers, "load_teacher", wraps=teachers.load_teacher) as load_teacher:
+        with (
+            mock.patch.object(distillation, "build_engine", build_and_look),
+            mock.patch.object(teachers, "load_teacher", wraps=teachers.load_teacher) as load_teacher,
+        ):
             distillation.main(argv)
         seen["teacher_bodies"] = load_teacher.call_count
     finally:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from arguments import DataArguments, ModelArguments
@@ -292,6 +292,32 @@ def test_prompts_stay_open(any_tokenizer):
     (ids,) = encode_prompts(any_tokenizer, ["Say red."])
     assert ids[-1] != any_tokenizer.eos_token_id
     assert any_tokenizer.decode(ids, skip_special_tokens=True) == "Say red."
+
+
+@pytest.mark.parametrize("add_eos", [False, True])
+@pytest.mark.parametrize("opening", ["", "<bos>", "<bos><bos>"])
+def test_a_text_that_brings_its_bos_gets_no_second_one(add_eos, opening):
+    """As a rendered chat template of the Llama families does."""
+    tokenizer = with_bos(add_eos)
+    ((before,), (after,)) = encode_pairs(tokenizer, [f"{opening}Say red.<eos>Say"], [" blue.<eos>"])
+    content = tokenizer("Say red.<eos>Say", add_special_tokens=False)["input_ids"]
+    assert before == [tokenizer.bos_token_id, *content]
+    assert after == tokenizer(" blue.<eos>", add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("special", [{}, {"bos_token": "<eos>"}], ids=["no BOS", "BOS is EOS"])
+@pytest.mark.parametrize("prompt", ["<eos><eos>Say red.<eos>", "<eos>"])
+def test_special_tokens_of_a_text_are_content_where_the_tokenizer_adds_none(tokenizer, special, prompt):
+    """As Qwen's and GPT-2's."""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<eos>", **special)
+    assert encode_prompts(tokenizer, [prompt]) == [tokenizer(prompt)["input_ids"]]
+
+
+def test_a_text_without_tokens_is_a_prompt_all_the_same():
+    tokenizer = with_leading_space()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Strip()
+    assert tokenizer(" ")["input_ids"] == []
+    assert encode_prompts(tokenizer, [" "]) == [[tokenizer.eos_token_id]]
 
 
 @pytest.mark.parametrize("limit", [64, 65, 100])

@@ -10,6 +10,7 @@ from transformers import (
     BloomConfig,
     CohereConfig,
     FalconConfig,
+    FalconH1Config,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
@@ -24,10 +25,14 @@ from transformers import (
     PhiConfig,
     Qwen2Config,
     Qwen2MoeConfig,
+    Qwen3_5TextConfig,
     Qwen3Config,
+    Qwen3NextConfig,
 )
+from transformers.masking_utils import sdpa_mask
 
 from data_utils.batches import Example, collate
+from models import attention as by_example
 from models.attention import BY_EXAMPLE
 from models.heads import LanguageModelHead, ModelLogits, find_head, unwrap_peft
 from models.probes import batch_layout, packing_is_exact, split
@@ -96,11 +101,34 @@ def test_packing_is_found_exact_or_not(name, attention):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "gemma3", "gpt_neox", "opt"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_rounding_does_not_decide(name, dtype):
     model = build(name).to(dtype)
     assert packing_is_exact(model) == (name in PACKABLE)
     assert type(split(model).head) is LanguageModelHead
+
+
+DELTA_NET = {"linear_num_key_heads": 2, "linear_num_value_heads": 4} | dict.fromkeys(
+    ("linear_key_head_dim", "linear_value_head_dim", "head_dim"), 8
+)
+HYBRID = {"layer_types": ["linear_attention", "full_attention"], **DELTA_NET}
+MAMBA = {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1}
+WEAK = {"initializer_range": 0.03}  # little is seen of the neighbour: less than half precision rounds
+LEAKING = {
+    "bloom": lambda: BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4, **WEAK, **IDS),
+    "qwen3_next": lambda: Qwen3NextConfig(**GROUPED | WEAK, **HYBRID, num_experts=0),
+    "qwen3_5": lambda: Qwen3_5TextConfig(**GROUPED | WEAK, **HYBRID),
+    "falcon_h1": lambda: FalconH1Config(**GROUPED | WEAK, **MAMBA),
+}
+
+
+@pytest.mark.parametrize("layout", ["packed", "packed into one row"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", LEAKING)
+def test_a_model_that_sees_little_of_the_neighbours_is_not_packed(name, dtype, layout):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(LEAKING[name](), attn_implementation="eager").to(dtype)
+    assert not packing_is_exact(model, layout)
 
 
 # Example by example
@@ -129,6 +157,25 @@ def test_on_a_cpu_packed_examples_attend_one_by_one(name):
     examples = [Example(ids[:5], ids[5:17]), Example(ids[17:18], ids[18:19]), Example(ids[19:22], ids[22:])]
     together, alone = one_row_and_alone(model, collate(examples, 0, 64, layout))
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("window, masks", [(100, 0), (17, 0), (16, 0), (15, 1), (1, 1)])
+@pytest.mark.parametrize("name", ["gemma3", "mistral", "qwen2_moe"])
+def test_a_window_needs_a_mask_where_an_example_is_longer(name, window, masks, monkeypatch):
+    """And not where the row is. The longest of 3 examples in a row of 44 has 16 tokens."""
+    torch.manual_seed(0)
+    config = CONFIGS[name]()
+    config.sliding_window = window
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    assert batch_layout([model]) == "packed into one row"
+    ids = torch.randint(2, VOCAB, (50,), generator=torch.Generator().manual_seed(1)).tolist()
+    cuts = [(0, 3, 12), (12, 14, 28), (30, 33, 46)]
+    batch = collate([Example(ids[a:b], ids[b:c]) for a, b, c in cuts], 0, 64, "packed into one row")
+    made = []
+    monkeypatch.setattr(by_example, "sdpa_mask", lambda **given: made.append(given) or sdpa_mask(**given))
+    together, alone = one_row_and_alone(model, batch)
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+    assert len(made) == masks
 
 
 def test_a_model_that_cannot_keeps_the_attention_of_all():
@@ -167,8 +214,8 @@ def test_padded_batches_and_generation_are_those_of_sdpa():
         answers = model.generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=False)
         one = model.generate(ids[1:2], max_new_tokens=8, do_sample=False)
         found.append((model(input_ids=ids, attention_mask=mask).logits, answers, one))
-    for sdpa, by_example in zip(*found):
-        assert torch.equal(sdpa, by_example)
+    for sdpa, ours in zip(*found):
+        assert torch.equal(sdpa, ours)
 
 
 def test_gradients_with_checkpointing_are_the_same():
@@ -191,19 +238,31 @@ def test_the_attention_is_not_saved(tmp_path):
     assert AutoModelForCausalLM.from_pretrained(tmp_path).config._attn_implementation == "sdpa"
 
 
-class Rounding(LlamaForCausalLM):
+class OfOtherShapes(LlamaForCausalLM):
     """Differences of the size that bf16 makes in a model of thirty layers, where rows of another length take another
     kernel: 0.045 of the logits' spread, and several times that at the worst of all entries."""
 
-    def forward(self, *args, **kwargs):
-        output = super().forward(*args, **kwargs)
-        output.logits = output.logits + 0.045 * output.logits.std() * torch.randn_like(output.logits)
+    def seed(self, ids_RT):
+        return ids_RT.shape[1]
+
+    def forward(self, input_ids, **kwargs):
+        output = super().forward(input_ids, **kwargs)
+        noise = torch.randn(output.logits.shape, generator=torch.Generator().manual_seed(self.seed(input_ids)))
+        output.logits = output.logits + 0.045 * output.logits.std() * noise.to(output.logits.dtype)
         return output
 
 
-def test_the_rounding_of_a_deep_bf16_model_does_not_decide():
+class OfOtherIds(OfOtherShapes):
+    """The same in a mixture of experts, where the ids decide the shapes of the products."""
+
+    def seed(self, ids_RT):
+        return int(ids_RT.sum())
+
+
+@pytest.mark.parametrize("model_class", [OfOtherShapes, OfOtherIds])
+def test_the_rounding_of_a_deep_bf16_model_does_not_decide(model_class):
     torch.manual_seed(0)
-    assert packing_is_exact(Rounding(PACKABLE["llama"]()).bfloat16())
+    assert packing_is_exact(model_class(PACKABLE["llama"]()).bfloat16())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -15,7 +15,7 @@ import torch
 import teacher_cache
 from arguments import DataArguments, TeacherArguments
 from data_utils.atomic import WriteError
-from data_utils.batches import Example, collate
+from data_utils.batches import EpochPlan, Example, collate
 from data_utils.dataset import load_instruction_data
 from models.loading import load_teacher, load_tokenizer
 from models.probes import split
@@ -66,6 +66,35 @@ def test_it_gives_back_what_the_teacher_said(tiny, data, teacher, tmp_path, alon
         torch.testing.assert_close(ours.hidden_NE, live.hidden_NE, rtol=1e-4, atol=1e-5)
         assert torch.equal(ours.head.linear.weight, live.head.linear.weight)
     assert cached.states(collate([], 0, 128, "packed")).hidden_NE.shape == (0, 48)
+
+
+@pytest.mark.parametrize("lengths", [(0, 3), (0, 1), (0, 0), (2, 0)])
+def test_examples_without_a_prompt_or_a_response_have_their_positions(tiny, teacher, tmp_path, lengths):
+    prompt, response = lengths
+    examples = [Example([7] * prompt, [8] * response), Example([5, 6], [7, 9])]
+    cache = TeacherCache(str(tmp_path), made_by(tiny))
+    cache.start(teacher.head, "teacher")
+    batch, writer = collate(examples, 0, 128, "packed"), ShardWriter(cache)
+    live = LiveTeacher(teacher).states(batch).hidden_NE
+    writer.add(batch.examples, live)
+    writer.close()
+    cached = CachedTeacher(TeacherCache(str(tmp_path), made_by(tiny)), CPU)
+    assert torch.equal(cached.states(batch).hidden_NE, live)
+    assert sum(example.predicted for example in examples) == len(batch.labels_N)
+
+
+def test_a_prompt_of_eos_is_cached_and_counted(tiny, teacher, tmp_path, alone):
+    row = {"prompt": "<eos>", "output": "red stone"}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
+    args = DataArguments(str(tmp_path), processed_data_dir=str(tmp_path / "processed"))
+    data = load_instruction_data(tmp_path / "train.jsonl", load_tokenizer(str(tiny / "teacher")), args)
+    cache = TeacherCache(str(tmp_path / "cache"), made_by(tiny))
+    fill(cache, teacher, data)
+    plan = EpochPlan(data.lengths, data.responses, batch_size=1, accumulation_steps=1, world_size=1, seed=0)
+    batch = collate([data[0]], 0, 128, "packed")
+    assert plan.steps(1)[0].tokens == ((len(batch.labels_N),),) == ((3,),)
+    cached = CachedTeacher(TeacherCache(str(tmp_path / "cache"), made_by(tiny)), CPU)
+    assert torch.equal(cached.states(batch).hidden_NE, LiveTeacher(teacher).states(batch).hidden_NE)
 
 
 def test_keys_of_a_data_set_are_those_of_its_examples(data):
