@@ -2,8 +2,8 @@
 
     python code/doctor.py --model-path STUDENT --teacher-model-path TEACHER --data-dir data/dolly --kd-objective todi
 
-Beside what every start checks, it probes packing and head on tiny random models of the same classes. The number of
-ranks is that of WORLD_SIZE, where it is set. Exit code 0: the run can start (read the warnings); 2: it cannot.
+Beside what every start checks, it loads the models and probes packing and heads, as training does. The number of ranks
+is that of WORLD_SIZE, where it is set. Exit code 0: the run can start (read the warnings); 2: it cannot.
 """
 
 import os
@@ -14,7 +14,7 @@ from data_utils.dataset import InstructionDataset, load_train_and_dev
 from models.loading import load_tokenizer
 from preflight.checks import Examination, check
 from preflight.plans import Ranks
-from preflight.probe import probe
+from preflight.probe import STUDENT, TEACHER, probe
 from preflight.report import Report
 from training.ranks import USER_ERRORS, show_error
 
@@ -37,9 +37,9 @@ def diagnose(config: TrainConfig) -> Report:
     examined = Examination(config, criterion, settings, Ranks.from_environment())
     with examined.report.check():
         examined.plan(*load_data(config))
-    for flag, model in (("--model-path", examined.student), ("--teacher-model-path", examined.teacher)):
-        if model is not None:
-            probe(flag, model, config, examined.report)
+    models = {STUDENT: examined.student, TEACHER: examined.teacher}
+    with examined.report.check():
+        probe(config, settings, {flag: model for flag, model in models.items() if model is not None}, examined.report)
     return examined.report
 
 

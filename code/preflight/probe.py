@@ -1,72 +1,72 @@
-"""Packing and head of a model's class, tried on a tiny random model: its configuration with few layers and ids.
+"""Packing and heads of the models themselves, loaded in the run's dtype and probed as training probes them."""
 
-Training probes the real models again when they are loaded; this says beforehand what it will find.
-"""
-
-import copy
+from pathlib import Path
 
 import torch
 from deepspeed.accelerator import get_accelerator
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PreTrainedModel
 
 from arguments import TrainConfig
+from models.heads import LanguageModelHead
+from models.loading import load_student, load_teacher
 from models.probes import batch_layout, split
-from preflight.report import Report
+from preflight.plans import host_memory
+from preflight.report import Report, size
 from preflight.skeleton import ModelFacts
+from training.engine import training_dtype
+from training.teachers import teacher_dtype
 
-LAYERS, VOCABULARY, INNER = 2, 256, 256
-SPREAD = 1.0  # standard deviation of a layer's output for inputs of size 1: attention must matter for a mask to show
+STUDENT, TEACHER = "--model-path", "--teacher-model-path"
 
 
-def probe(flag: str, model: ModelFacts, config: TrainConfig, report: Report) -> None:
-    """Facts; a warning where training will fall back to something slower."""
-    attention = config.model.attn_implementation
-    if attention and attention.startswith("flash"):
-        report.fact("probes", f"{flag}: not tried, {attention} runs on GPUs only; training tries them at its start")
+def probe(config: TrainConfig, settings: dict, models: dict[str, ModelFacts], report: Report) -> None:
+    """Facts; a warning where training will fall back to something slower; or why nothing was tried.
+
+    models: by flag. Raises ValueError if one cannot be loaded.
+    """
+    dtypes = {STUDENT: training_dtype(settings)}
+    if TEACHER in models:
+        dtypes[TEACHER] = teacher_dtype(config, dtypes[STUDENT])
+    reason = "correct the errors first" if report.errors else _obstacle(config, models, dtypes)
+    if reason is not None:
+        report.fact("probes", f"not tried: {reason}; training tries packing and heads when it has loaded the models")
         return
-    try:
-        torch.manual_seed(0)
-        tiny = AutoModelForCausalLM.from_config(
-            shrunk(model.config),
-            attn_implementation=attention,
-            dtype=torch.float32,
-            trust_remote_code=config.model.trust_remote_code,
-        ).eval()
-    except (ValueError, TypeError, RuntimeError, AttributeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:120]
-        report.warn(f"{flag}: no tiny model of its class could be made ({reason}); training probes the real one")
-        return
-    packs = batch_layout([tiny.to(get_accelerator().device_name())]) != "padded"
-    head = split(tiny).head.kind
-    report.fact(
-        "probes",
-        f"{flag}: {'can be packed' if packs else 'cannot be packed'}, head {head} (tiny random {type(tiny).__name__}, "
-        f"{LAYERS} layers)",
-    )
-    if not packs and config.data.packing:
-        report.warn(
-            f"{flag}: its class does not see where a packed example ends, so batches will be padded: right, but slower"
-        )
-    if head != "chunked":
-        report.warn(
-            f"{flag}: its head is more than a linear layer, so whole logits are made: right, but it takes memory"
-        )
+    loaded = {flag: _load(flag, config, dtypes[flag]) for flag in models}
+    for flag, model in loaded.items():
+        head = split(model).head
+        packs = config.data.packing and batch_layout([model]) != "padded"
+        tried = f"can{'' if packs else 'not'} be packed, " if config.data.packing else ""
+        report.fact("probes", f"{flag}: {tried}head {head.kind}")
+        if config.data.packing and not packs:
+            report.warn(
+                f"{flag}: it does not see where a packed example ends, so batches will be padded: right, but slower"
+            )
+        if not isinstance(head, LanguageModelHead):
+            report.warn(
+                f"{flag}: its head is more than a linear layer, so whole logits are made: right, but it takes memory"
+            )
+    if config.data.packing:
+        live = [model for flag, model in loaded.items() if flag == STUDENT or not config.teacher.teacher_cache]
+        report.fact("", f"batches {batch_layout(live)}")
 
 
-def shrunk(config: PretrainedConfig) -> PretrainedConfig:
-    """The same class and options with few layers, few ids and a narrow MLP."""
-    config = copy.deepcopy(config)
-    text = config.get_text_config()
-    text.num_hidden_layers = min(LAYERS, text.num_hidden_layers)
-    if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[: text.num_hidden_layers]
-    text.vocab_size = min(VOCABULARY, text.vocab_size)
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        setattr(text, name, 0)
-    for name in ("intermediate_size", "n_inner", "ffn_dim"):
-        if getattr(text, name, None):
-            setattr(text, name, min(INNER, getattr(text, name)))
-    for name in ("initializer_range", "init_std"):
-        if hasattr(text, name):
-            setattr(text, name, SPREAD / text.hidden_size**0.5)
-    return config
+def _obstacle(config: TrainConfig, models: dict[str, ModelFacts], dtypes: dict[str, torch.dtype]) -> str | None:
+    """Why the models cannot be loaded here."""
+    attention, device = config.model.attn_implementation, get_accelerator().device_name()
+    if attention and attention.startswith("flash") and device == "cpu":
+        return f"{attention} runs on GPUs only"
+    for flag, model in models.items():
+        if not Path(model.path).is_dir():
+            return f"{flag} {model.path} is a hub id, of which the doctor loads no weights"
+    needed = sum(model.parameters * dtypes[flag].itemsize for flag, model in models.items())
+    free = host_memory() if device == "cpu" else get_accelerator().available_memory()
+    return f"the weights take {size(needed)}, and {size(free)} are free" if needed > free else None
+
+
+def _load(flag: str, config: TrainConfig, dtype: torch.dtype) -> PreTrainedModel:
+    args = config.model
+    if flag == STUDENT:
+        model = load_student(args, dtype)
+    else:
+        model = load_teacher(config.teacher, dtype, args.attn_implementation, args.trust_remote_code)
+    return model.to(get_accelerator().device_name())

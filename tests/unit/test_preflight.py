@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +17,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    FalconConfig,
+    BloomConfig,
     GPT2Config,
     LlamaConfig,
     Qwen2Config,
@@ -26,11 +27,13 @@ import doctor
 from arguments import parse_train_arguments
 from data_utils.batches import EpochPlan
 from models.files import MODEL, read_shapes
-from models.probes import split
+from models.loading import load_student
+from models.probes import batch_layout, split
 from preflight import plans
+from preflight import probe as doctors_probe
 from preflight.checks import Examination, check
 from preflight.plans import Ranks, activation_bytes, check_writable, fullest_batch, memory_plan, plan_disk, plan_steps
-from preflight.probe import probe
+from preflight.probe import STUDENT, probe
 from preflight.report import Report, size
 from preflight.skeleton import ModelFacts, check_adapter_fits, student_facts
 from teacher import LiveTeacher, dropped_mass
@@ -468,16 +471,35 @@ def test_checking_a_folder_leaves_nothing_behind(tmp_path):
 
 # --- probes and report -----------------------------------------------------------------------------------------------
 
-FALCON = FalconConfig(**SIZES)
+PROBED = {"llama": MODELS["llama"], "bloom": BloomConfig(vocab_size=500, hidden_size=64, n_layer=2, n_head=4)}
 
 
-@pytest.mark.parametrize(("name", "packs"), [*((name, True) for name in MODELS), ("falcon", False)])
-def test_the_probes_of_the_doctor_find_what_training_finds(tiny, rows, name, packs):
-    model = facts(FALCON if name == "falcon" else MODELS[name])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", PROBED)
+def test_the_doctor_gives_the_answer_of_training(tiny, rows, tmp_path, name, precision):
+    """Bloom sees less of its neighbours than bf16 rounds."""
+    half = {"bf16": {"enabled": precision == "bf16"}}
+    AutoModelForCausalLM.from_config(PROBED[name]).save_pretrained(tmp_path / name)
+    config = parse_train_arguments(["--model-path", str(tmp_path / name), "--data-dir", str(rows)])
     report = Report()
-    probe("--model-path", model, config_of(tiny, rows), report)
-    assert ("can be packed, head chunked" in report.facts[0][1]) == packs
-    assert ("does not see where a packed example ends" in " ".join(report.warnings)) == (not packs)
+    probe(config, half, {STUDENT: student_facts(config.model, report)}, report)
+    layout = batch_layout([load_student(config.model, engine.training_dtype(half))])
+    assert report.facts[-1] == ("", f"batches {layout}")
+    assert (layout == "padded") == (name == "bloom")
+    assert report.facts[0][1] == f"--model-path: can{'not' if name == 'bloom' else ''} be packed, head chunked"
+    assert ("does not see where a packed example ends" in " ".join(report.warnings)) == (name == "bloom")
+
+
+@pytest.mark.parametrize(
+    ("path", "free", "reason"),
+    [(None, 100, "the weights take .* and 0.1 kB are free"), ("owner/name", 10**12, "owner/name is a hub id")],
+)
+def test_the_doctor_says_what_it_did_not_try(tiny, rows, monkeypatch, path, free, reason):
+    config, report = config_of(tiny, rows), Report()
+    monkeypatch.setattr(doctors_probe, "host_memory", lambda: free)
+    model = student_facts(config.model, report)
+    probe(config, {}, {STUDENT: replace(model, path=path or model.path)}, report)
+    assert len(report.facts) == 1 and re.search(f"not tried: .*{reason}", report.facts[0][1])
 
 
 def test_the_report_is_readable():
