@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from data_utils.batches import Batch
+from models.packing import run
 from models.sharding import whole_linear
 
 
@@ -113,17 +114,11 @@ class SplitModel:
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """hidden_ND at `batch.response_positions` (logits_NV where the head is `ModelLogits`)."""
-        inputs = {
-            "input_ids": batch.input_ids_RT,
-            "attention_mask": batch.attention_mask_RT,
-            "position_ids": batch.position_ids_RT,
-            "use_cache": False,
-        }
         if isinstance(self.head, ModelLogits):
             columns_K, positions_N = _needed_columns(batch)
-            logits_RKV = self.model(**inputs, logits_to_keep=columns_K).logits
+            logits_RKV = run(self.model, batch, logits_to_keep=columns_K).logits
             return logits_RKV.flatten(0, 1)[positions_N, : self.head.vocabulary_size]
-        hidden_RTD = self.causal_lm.base_model(**inputs).last_hidden_state
+        hidden_RTD = run(self.causal_lm.base_model, batch).last_hidden_state
         return hidden_RTD.flatten(0, 1)[batch.response_positions]
 
 
