@@ -27,9 +27,18 @@ from criterions.base import Criterion
 # fp32 logits of a block. On a CPU a few times this much fits the second-level caches, and memory that small is taken
 # from the heap again and again instead of from the system; an accelerator takes a chunk as one block.
 CPU_BLOCK_BYTES = 2**21
+# The default of --loss-chunk-mb. Every chunk reads and writes the head's whole fp32 gradient: on an accelerator, whose
+# products are fast beside its memory, fewer and larger chunks.
+CPU_CHUNK_MB, ACCELERATOR_CHUNK_MB = 64, 256
+ALIGNED_COLUMNS = 64  # tensor cores want rows of half-precision logits to start at multiples of 16 bytes and more
 # In fp16, the largest sum of absolute values over a row of the logits' gradient. Times a weight of up to 8 it stays
 # below fp16's maximum in the gradient of a hidden state, and entries down to 1e-11 of it are above fp16's minimum.
 FP16_ROW_SUM, FP16_MAX_SCALE = 2.0**12, 2.0**40
+
+
+def chunk_bytes(loss_chunk_mb: int | None, on_cpu: bool) -> int:
+    """Size of one fp32 [C, V] chunk: --loss-chunk-mb or, without the flag, what suits the device."""
+    return (loss_chunk_mb or (CPU_CHUNK_MB if on_cpu else ACCELERATOR_CHUNK_MB)) * 2**20
 
 
 class Head(Protocol):
@@ -87,14 +96,15 @@ class ResponseRows:
         temperature: float | Tensor = 1.0,
         kd_scale: Tensor | None = None,
         kd_selected: Tensor | None = None,
+        kd_count: int | None = None,
     ) -> LossSums:
         """One pass: ce_weight * CE + kd_weight * sum_i kd_scale_i * criterion(logits_i / temperature_i).
 
         temperature: one for all positions, or one each [N]. kd_scale [N]: default 1. kd_selected [N], bool: positions
-        that KD trains; default all. CE is at temperature 1 over all positions, unless ce_weight is
+        that KD trains, `kd_count` of them; default all. CE is at temperature 1 over all positions, unless ce_weight is
         0: then positions outside `kd_selected` are not visited and `LossSums.ce` is of the visited only.
         """
-        walk = _Walk(self, criterion, ce_weight, kd_weight, temperature, kd_scale, kd_selected)
+        walk = _Walk(self, criterion, ce_weight, kd_weight, temperature, kd_scale, kd_selected, kd_count)
         inputs = (self.hidden_ND, *self.head.parameters())
         if not torch.is_grad_enabled():  # an autograd function sees only what its inputs could need
             inputs = tuple(x if x is None else x.detach() for x in inputs)
@@ -173,8 +183,10 @@ class _Projections:
 
     def _project(self, name: str, head: Head, hidden_CD: Tensor) -> Tensor:
         if name not in self._memory:
-            rows = min(self.rows.chunk_rows, len(self.rows.labels_N))
-            self._memory[name] = hidden_CD.new_empty(rows, head.vocabulary_size)
+            rows, columns = min(self.rows.chunk_rows, len(self.rows.labels_N)), head.vocabulary_size
+            # Passes over the logits go by their fp32 copy, which is contiguous; only the products see the gaps.
+            gap = 0 if hidden_CD.is_cpu or hidden_CD.itemsize > 2 else -columns % ALIGNED_COLUMNS
+            self._memory[name] = hidden_CD.new_empty(rows, columns + gap)[:, :columns]
         return head.project(hidden_CD, self._memory[name][: len(hidden_CD)])
 
 
@@ -189,6 +201,7 @@ class _Walk:
     temperature: float | Tensor
     kd_scale: Tensor | None
     kd_selected: Tensor | None
+    kd_count: int | None
 
     def chunks(self) -> Iterator[tuple[slice | Tensor, bool]]:
         """Row indices of each chunk, and whether KD is taken there."""
@@ -198,11 +211,10 @@ class _Walk:
             return
         # Selected rows first: a chunk then either needs the teacher's logits or does not.
         order_N = (~self.kd_selected).to(torch.uint8).argsort(stable=True)
-        selected = int(self.kd_selected.sum())
-        for rows in self.rows.chunks(selected):
+        for rows in self.rows.chunks(self.kd_count):
             yield order_N[rows], self.kd_weight > 0
         if self.ce_weight > 0:
-            for rows in self.rows.chunks(len(order_N) - selected, start=selected):
+            for rows in self.rows.chunks(len(order_N) - self.kd_count, start=self.kd_count):
                 yield order_N[rows], False
 
     def projected(self) -> Iterator[tuple[slice | Tensor, _Chunk]]:
