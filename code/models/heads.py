@@ -63,11 +63,12 @@ class LanguageModelHead:
         shared_VD = so_far_VD[: self.vocabulary_size]
         if grad_raw_CV.dtype == shared_VD.dtype:
             shared_VD.addmm_(grad_raw_CV.T, hidden_CD)
-        elif grad_raw_CV.is_cuda:  # half precision in, fp32 out: a sum over rows can leave the range of fp16
-            shared_VD += torch.mm(grad_raw_CV.T, hidden_CD, out_dtype=shared_VD.dtype)
         elif (
-            grad_raw_CV.dtype == torch.bfloat16
-        ):  # a chunk's sum is rounded to bf16, as the whole will be; chunks add up in fp32
+            not grad_raw_CV.is_cpu
+        ):  # half precision in, fp32 out, in place: a sum over rows can leave the range of fp16
+            torch.addmm(shared_VD, grad_raw_CV.T, hidden_CD, out_dtype=shared_VD.dtype, out=shared_VD)
+        elif grad_raw_CV.dtype == torch.bfloat16:
+            # A chunk's sum is rounded to bf16, as the whole will be; chunks add up in fp32.
             shared_VD += torch.mm(grad_raw_CV.T, hidden_CD)
         else:
             shared_VD.addmm_(grad_raw_CV.T.to(shared_VD.dtype), hidden_CD.to(shared_VD.dtype))

@@ -16,6 +16,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from arguments import TrainConfig
+from criterions.fused import chunk_bytes
 from data_utils.atomic import existing_part
 from data_utils.dataset import InstructionDataset
 from preflight.report import Report, size
@@ -145,13 +146,14 @@ def memory_plan(
     host = {part: parts.pop(part) for part in offloaded}
     if get_accelerator().device_name() != "cpu":
         host["loading"] = max(student.parameters, teacher.parameters if teacher else 0) * width
-    block = config.kd.loss_chunk_mb * 2**20
+    block = chunk_bytes(config.kd.loss_chunk_mb, on_cpu=get_accelerator().device_name() == "cpu")
+    head = student.head_rows * student.text_config.hidden_size if student.head_trains else 0
     hidden = tokens * sum(model.text_config.hidden_size for model in (student, teacher) if model)
     estimated = {
         "activations": activation_bytes(student, tokens, width, config.model.gradient_checkpointing),
         "loss": LOSS_BLOCKS * block
         + hidden * width
-        + (student.head_rows * student.text_config.hidden_size * FP32 if student.head_trains else 0),
+        + head * (FP32 + (width if half else 0)),  # its gradient: the sum of the chunks and, at last, its cast
     }
     return MemoryPlan({name: n for name, n in parts.items() if n}, host, estimated)
 
