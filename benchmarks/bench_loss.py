@@ -32,7 +32,7 @@ from workload import in_process, write_result  # noqa: E402
 
 from arguments import KDArguments  # noqa: E402
 from criterions import Criterion, build_criterion  # noqa: E402
-from criterions.fused import ResponseRows  # noqa: E402
+from criterions.fused import ResponseRows, chunk_bytes  # noqa: E402
 from evaluation.results import format_table  # noqa: E402
 from models.heads import LanguageModelHead  # noqa: E402
 from reference.objectives import NAIVE  # noqa: E402
@@ -66,7 +66,7 @@ def ours(objective: str, x: Inputs, compiled: bool = False) -> torch.Tensor:
         x.student_hidden_ND,
         x.student_head,
         x.labels_N,
-        criterion.args.loss_chunk_mb * 2**20,
+        chunk_bytes(criterion.args.loss_chunk_mb, on_cpu=True),
         x.teacher_hidden_ND,
         x.teacher_head,
         compiled=compiled,

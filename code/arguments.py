@@ -189,8 +189,12 @@ class KDArguments:
     adakd_epsilon: float = field(default=0.05, metadata={"help": "adakd: relative change of it that moves the share."})
     adakd_delta: float = field(default=0.05, metadata={"help": "adakd: relative size of such a move."})
     adakd_warmup_ratio: float = field(default=0.05, metadata={"help": "adakd: share of steps with all positions."})
-    loss_chunk_mb: int = field(
-        default=64, metadata={"help": "Size in MB of one model's logits in the chunked loss, counted in fp32."}
+    loss_chunk_mb: int | None = field(
+        default=None,
+        metadata={
+            "help": "Size in MB of one model's logits in the chunked loss, counted in fp32; default: 64 on a CPU, 256 "
+            "on a GPU."
+        },
     )
     compile_loss: bool = field(
         default=False,
@@ -209,7 +213,9 @@ class KDArguments:
             "pass at least minus --ab-alpha; below, abkd diverges",
         )
         _in_range(self, 0, 1, "adakd_beta", "adakd_delta")
-        _positive(self, "kd_temperature", "adakd_tau_base", "adakd_ratio", "adakd_ratio_min", "loss_chunk_mb")
+        _positive(self, "kd_temperature", "adakd_tau_base", "adakd_ratio", "adakd_ratio_min")
+        if self.loss_chunk_mb is not None:
+            _positive(self, "loss_chunk_mb")
         _in_range(self, 0, 1, "adakd_ratio", "adakd_ratio_min")
         for name in ("adakd_c", "adakd_epsilon"):
             _require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "pass 0 or more")

@@ -6,7 +6,7 @@ In: a batch, and the teacher's hidden states at the same response positions. Out
 from torch import nn
 
 from criterions import Criterion
-from criterions.fused import LossSums, ResponseRows
+from criterions.fused import LossSums, ResponseRows, chunk_bytes
 from data_utils.batches import Batch
 from models.heads import SplitModel, add_input_gradient_sparsely
 from teacher import TeacherStates
@@ -15,12 +15,14 @@ from teacher import TeacherStates
 class Distiller(nn.Module):
     """Student and criterion. The teacher is not part of it: neither its memory nor its parameters are the engine's."""
 
-    def __init__(self, student: SplitModel, criterion: Criterion, loss_chunk_mb: int, compile_loss: bool = False):
+    def __init__(
+        self, student: SplitModel, criterion: Criterion, loss_chunk_mb: int | None = None, compile_loss: bool = False
+    ):
         super().__init__()
         self.student = student.model
         self.split_student = student
         self.criterion = criterion
-        self.chunk_bytes = loss_chunk_mb * 2**20
+        self.chunk_bytes = chunk_bytes(loss_chunk_mb, on_cpu=student.model.device.type == "cpu")
         self.compile_loss = compile_loss
         add_input_gradient_sparsely(student)
 

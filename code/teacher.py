@@ -59,7 +59,7 @@ class CachedTeacher:
         else:  # a rank without an example in this micro-step
             weight_VE = self.head.linear.weight
             hidden_NE = weight_VE.new_zeros(0, weight_VE.shape[1])
-        if self._device.type == "cuda" and not hidden_NE.is_cuda:
+        if self._device.type != "cpu" and hidden_NE.is_cpu:
             hidden_NE = hidden_NE.pin_memory()  # or the copy would wait for the device
         return TeacherStates(hidden_NE.to(self._device, non_blocking=True), self.head)
 

@@ -53,7 +53,7 @@ class AdaKD(Criterion):
         self._measure = None if args.adakd_difficulty == "hellinger" else build_criterion(args.adakd_difficulty, args)
         self._plan = StepPlan(tokens=())
         self._sums: Tensor | None = None  # of this step and rank: KD over the selected, KD over all
-        self._quantiles: Tensor | None = None
+        self._last: TokenPlan | None = None  # of the latest micro-step with positions
 
     @classmethod
     def around(cls, base: str, args: KDArguments) -> "AdaKD":
@@ -94,6 +94,9 @@ class AdaKD(Criterion):
         plan = self.plan(everyones_difficulty)
         mine = slice(start, start + len(difficulty_N))
         selected_N, temperature_N = plan.selected_N[mine], plan.temperature_N[mine]
+        # Of one rank it is known; how many of all ranks' are this one's is the only question of a micro-step.
+        alone = len(rows.rows_of_ranks) == 1
+        selected = self._count(len(difficulty_N)) if alone else int(selected_N.sum())
 
         # Every rank divides by the tokens of the whole step; KD is a mean over the positions selected in it.
         per_selected = self._plan.total_tokens / self._selected_tokens
@@ -104,11 +107,11 @@ class AdaKD(Criterion):
             temperature=temperature_N,
             kd_scale=temperature_N.square() * per_selected,
             kd_selected=selected_N,
+            kd_count=selected,
         )
         self._sums += torch.stack([sums.kd / per_selected, kd_N.sum()])
         if len(everyones_difficulty):
-            levels = temperature_N.new_tensor([0.05, 0.5, 0.95])
-            self._quantiles = plan.temperature_N.where(plan.selected_N, torch.nan).nanquantile(levels)
+            self._last = plan
         return sums._replace(ce=ce_N.sum())
 
     def prepare(self, total_steps: int) -> None:
@@ -122,11 +125,10 @@ class AdaKD(Criterion):
         if dist.is_initialized():
             dist.all_reduce(self._sums)
         used_ratio = self.ratio
-        selected_sum, all_sum = self._sums.tolist()
+        selected_sum, all_sum, low, middle, high = torch.cat([self._sums, self._temperature_levels()]).tolist()
         selected_loss = selected_sum / self._selected_tokens  # before `update` changes the ratio
         self.update(selected_loss)
         average = math.nan if self.average is None else self.average
-        low, middle, high = (0.0,) * 3 if self._quantiles is None else self._quantiles.tolist()
         return {
             "adakd_ratio": used_ratio,
             "adakd_average_loss": average,
@@ -165,6 +167,14 @@ class AdaKD(Criterion):
     def load_state_dict(self, state: dict) -> None:
         self.ratio, self.average = state["ratio"], state["average"]
         self.reference, self.step = state["reference"], state["step"]
+
+    def _temperature_levels(self) -> Tensor:
+        """The 5 %, 50 % and 95 % quantiles of the selected positions' temperatures."""
+        if self._last is None:
+            return torch.zeros(3, device=self._plan.device)
+        selected_N, temperature_N = self._last
+        levels = torch.linspace(0.05, 0.95, 3, device=temperature_N.device, dtype=temperature_N.dtype)
+        return temperature_N.where(selected_N, torch.nan).nanquantile(levels)
 
     @property
     def _selected_tokens(self) -> int:

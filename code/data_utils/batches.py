@@ -48,6 +48,8 @@ class Batch:
     """Rows of tokens. Exactly one of `position_ids_RT` (packed) and `attention_mask_RT` (padded) is set.
 
     response_positions: indices into the flattened [R, T] whose next token, `labels_N`, is a response token.
+    cu_seqlens, longest: of packed examples, where each one begins in the flattened [R, T] and, last, R * T (int32);
+    tokens of the longest.
     rows_of_ranks: N on every rank in this micro-step.
     examples: in the order of their response positions.
     """
@@ -57,15 +59,22 @@ class Batch:
     labels_N: Tensor
     position_ids_RT: Tensor | None = None
     attention_mask_RT: Tensor | None = None
+    cu_seqlens: Tensor | None = None
+    longest: int = 0
     rows_of_ranks: tuple[int, ...] = (0,)
     tokens: int = 0
     examples: tuple[Example, ...] = ()
+
+    @property
+    def shares_rows(self) -> bool:
+        """Whether a row holds more than one example, its dummy end among them."""
+        return self.cu_seqlens is not None and len(self.cu_seqlens) - 1 > len(self.input_ids_RT)
 
     def to(self, device: torch.device) -> "Batch":
         """A copy on `device`, on its way: a GPU takes it from pinned memory while the host goes on."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
         tensors = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
-        if device.type == "cuda":
+        if device.type != "cpu":
             tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
@@ -89,10 +98,11 @@ def collate(
     input_ids = np.full((max(1, len(rows)), width), pad_id, dtype=np.int64)
     position_ids = np.tile(np.arange(width), (len(input_ids), 1))
     attention_mask = np.zeros_like(input_ids)
-    positions, labels = [], []
+    positions, labels, starts = [], [], [] if rows else [0]
     for r, row in enumerate(rows):
         start = 0
         for i in row:
+            starts.append(r * width + start)
             prompt, response, end = examples[i].prompt_ids, examples[i].response_ids, start + lengths[i]
             input_ids[r, start:end] = np.concatenate([prompt, response])
             position_ids[r, start:end] = np.arange(lengths[i])
@@ -101,15 +111,20 @@ def collate(
             positions.append(r * width + np.arange(first - 1, end - 1))  # position t predicts token t + 1
             labels.append(input_ids[r, first:end])
             start = end
-        position_ids[r, start:] = np.arange(width - start)
+        if start < width:
+            starts.append(r * width + start)
+            position_ids[r, start:] = np.arange(width - start)
     if not rows:
         attention_mask[:] = 1
+    packed, cu_seqlens = layout != "padded", np.array([*starts, input_ids.size], dtype=np.int32)
     return Batch(
         input_ids_RT=torch.from_numpy(input_ids),
         response_positions=torch.from_numpy(np.concatenate(positions or [np.zeros(0, dtype=np.int64)])),
         labels_N=torch.from_numpy(np.concatenate(labels or [np.zeros(0, dtype=np.int64)])),
-        position_ids_RT=None if layout == "padded" else torch.from_numpy(position_ids),
-        attention_mask_RT=torch.from_numpy(attention_mask) if layout == "padded" else None,
+        position_ids_RT=torch.from_numpy(position_ids) if packed else None,
+        attention_mask_RT=None if packed else torch.from_numpy(attention_mask),
+        cu_seqlens=torch.from_numpy(cu_seqlens) if packed else None,
+        longest=int(np.diff(cu_seqlens).max()) if packed else 0,
         rows_of_ranks=rows_of_ranks,
         tokens=sum(lengths),
         examples=tuple(examples[i] for row in rows for i in row),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from data_utils.batches import Batch
+from models.packing import run
 from models.sharding import whole_shape
 
 
@@ -62,11 +63,12 @@ class LanguageModelHead:
         shared_VD = so_far_VD[: self.vocabulary_size]
         if grad_raw_CV.dtype == shared_VD.dtype:
             shared_VD.addmm_(grad_raw_CV.T, hidden_CD)
-        elif grad_raw_CV.is_cuda:  # half precision in, fp32 out: a sum over rows can leave the range of fp16
-            shared_VD += torch.mm(grad_raw_CV.T, hidden_CD, out_dtype=shared_VD.dtype)
         elif (
-            grad_raw_CV.dtype == torch.bfloat16
-        ):  # a chunk's sum is rounded to bf16, as the whole will be; chunks add up in fp32
+            not grad_raw_CV.is_cpu
+        ):  # half precision in, fp32 out, in place: a sum over rows can leave the range of fp16
+            torch.addmm(shared_VD, grad_raw_CV.T, hidden_CD, out_dtype=shared_VD.dtype, out=shared_VD)
+        elif grad_raw_CV.dtype == torch.bfloat16:
+            # A chunk's sum is rounded to bf16, as the whole will be; chunks add up in fp32.
             shared_VD += torch.mm(grad_raw_CV.T, hidden_CD)
         else:
             shared_VD.addmm_(grad_raw_CV.T.to(shared_VD.dtype), hidden_CD.to(shared_VD.dtype))
@@ -113,17 +115,11 @@ class SplitModel:
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """hidden_ND at `batch.response_positions` (logits_NV where the head is `ModelLogits`)."""
-        inputs = {
-            "input_ids": batch.input_ids_RT,
-            "attention_mask": batch.attention_mask_RT,
-            "position_ids": batch.position_ids_RT,
-            "use_cache": False,
-        }
         if isinstance(self.head, ModelLogits):
             columns_K, positions_N = _needed_columns(batch)
-            logits_RKV = self.model(**inputs, logits_to_keep=columns_K).logits
+            logits_RKV = run(self.model, batch, logits_to_keep=columns_K).logits
             return logits_RKV.flatten(0, 1)[positions_N, : self.head.vocabulary_size]
-        hidden_RTD = self.causal_lm.base_model(**inputs).last_hidden_state
+        hidden_RTD = run(self.causal_lm.base_model, batch).last_hidden_state
         return hidden_RTD.flatten(0, 1)[batch.response_positions]
 
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from data_utils.batches import Batch, Example, Layout, collate
 from models.attention import BY_EXAMPLE, SDPA, can_attend_by_example
 from models.heads import ModelLogits, SplitModel, find_head, unwrap_peft
+from models.packing import run
 from models.sharding import whole
 
 # Root mean square difference of logits, in units of their spread, that rounding explains. The same hidden states go
@@ -130,10 +131,7 @@ def _packed(examples: list[Example], rows: int) -> Batch:
 def _own_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
     """logits_NV of the model itself at the response positions."""
     batch = batch.to(model.device)
-    inputs = {"attention_mask": batch.attention_mask_RT, "use_cache": False}
-    if batch.position_ids_RT is not None:
-        inputs["position_ids"] = batch.position_ids_RT
-    logits_RTV = model(input_ids=batch.input_ids_RT, **inputs).logits
+    logits_RTV = run(model, batch).logits
     return logits_RTV.flatten(0, 1)[batch.response_positions].float()
 
 

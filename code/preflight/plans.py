@@ -17,6 +17,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from arguments import TrainConfig
+from criterions.fused import chunk_bytes
 from data_utils.atomic import existing_part
 from data_utils.dataset import InstructionDataset
 from preflight.machine import Memory, host_memory
@@ -150,12 +151,13 @@ def memory_plan(
     host = {part: parts.pop(part) for part in offloaded}
     if get_accelerator().device_name() != "cpu":
         host["loading"] = max(student.parameters, teacher.parameters if teacher else 0) * width
-    block = config.kd.loss_chunk_mb * 2**20
+    block = chunk_bytes(config.kd.loss_chunk_mb, on_cpu=get_accelerator().device_name() == "cpu")
+    head = student.head_rows * student.head_columns if student.head_trains else 0
     hidden = tokens * sum(model.head_columns for model in (student, teacher) if model)
     estimated = {
         "loss": LOSS_BLOCKS * block
         + hidden * width
-        + (student.head_rows * student.head_columns * FP32 if student.head_trains else 0),
+        + head * (FP32 + (width if half else 0)),  # its gradient: the sum of the chunks and, at last, its cast
     }
     activations = activation_bytes(student, tokens, width, config.model.gradient_checkpointing)
     if activations is not None:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_utils.batches import Batch, EpochPlan, Example, Layout, Step, batches_by_length, collate, pack
+from pretend_device import DEVICE, Rehearsal
 
 PAD = 0
 quick = settings(max_examples=150, deadline=None)
@@ -170,9 +171,26 @@ def test_an_empty_batch_keeps_the_rank_in_step(layout):
 
 def test_batches_move_whole():
     batch = collate([Example([5], [6])], PAD, 16, "packed", rows_of_ranks=(1,))
-    moved = batch.to(torch.device("meta"))
-    assert moved.input_ids_RT.device.type == moved.labels_N.device.type == moved.position_ids_RT.device.type == "meta"
-    assert moved.attention_mask_RT is None and (moved.tokens, moved.rows_of_ranks) == (2, (1,))
+    with Rehearsal() as rehearsal:
+        moved = batch.to(DEVICE)
+    for name in ("input_ids_RT", "labels_N", "response_positions", "position_ids_RT", "cu_seqlens"):
+        assert getattr(moved, name).device == DEVICE, name
+    assert moved.attention_mask_RT is None and (moved.tokens, moved.longest, moved.rows_of_ranks) == (2, 2, (1,))
+    assert not rehearsal.waits
+
+
+@pytest.mark.parametrize("layout", ["packed", "packed into one row", "padded"])
+@quick
+@given(lengths=st.lists(st.integers(1, 30), max_size=8))
+def test_the_boundaries_are_where_positions_restart(layout, lengths):
+    batch = collate([Example([1] * length, []) for length in lengths], PAD, 40, layout)
+    if layout == "padded":
+        assert batch.cu_seqlens is None and not batch.shares_rows
+        return
+    starts = (batch.position_ids_RT.flatten() == 0).nonzero()[:, 0].tolist()
+    assert batch.cu_seqlens.tolist() == [*starts, batch.input_ids_RT.numel()] and batch.cu_seqlens.dtype == torch.int32
+    assert batch.longest == max(int(batch.position_ids_RT.max()) + 1, 1)
+    assert batch.shares_rows == bool((batch.position_ids_RT[:, 1:] == 0).any())
 
 
 # --- batches by length -----------------------------------------------------------------------------------------------

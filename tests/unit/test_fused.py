@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from arguments import KDArguments
-from criterions import StepPlan, build_criterion
+from criterions import Criterion, StepPlan, build_criterion
 from criterions import fused as fused_loss
 from criterions.fused import ResponseRows
 from data_utils.batches import Example, collate
@@ -291,6 +291,46 @@ def test_bf16_gradients():
         assert cosine > 0.99, name
 
 
+class Steep(Criterion):
+    """A gradient of the size of `slope` in the first logits."""
+
+    slope = 1.0
+
+    def token_loss(self, student_logits_NV, teacher_logits_NV, labels_N=None):
+        slopes_3 = self.slope * torch.tensor([1.0, -2.0, 0.5])
+        return (student_logits_NV.log_softmax(-1)[:, :3] * slopes_3).sum(-1)
+
+
+def steep_gradients(dtype, slope, kd_scale_N):
+    """Of hidden states, weight and bias, in the unit of `slope`, five rows at a time; the same numbers in any dtype."""
+    torch.manual_seed(0)
+    linear, hidden_ND = torch.nn.Linear(16, SHARED).half().to(dtype), torch.randn(12, 16).half().to(dtype)
+    head, criterion = LanguageModelHead(linear, SHARED), Steep(KDArguments())
+    criterion.slope = slope
+    rows = ResponseRows(hidden_ND.requires_grad_(), head, torch.arange(12), 5 * 4 * SHARED, hidden_ND.detach(), head)
+    sums = rows.walk(criterion, ce_weight=0.0, kd_weight=1.0, kd_scale=kd_scale_N)
+    (sums.loss / (slope * kd_scale_N.max())).backward()
+    return hidden_ND.grad, linear.weight.grad, linear.bias.grad
+
+
+@pytest.mark.parametrize("slope", [1e3, 1.0, 1e-6])
+@pytest.mark.parametrize(
+    "kd_scale_N", [torch.full((12,), 100.0), 10.0 ** torch.arange(-4, 8).div(4)], ids=["even", "uneven"]
+)
+def test_fp16_gradients_of_any_size(slope, kd_scale_N):
+    """As near to fp32's as fp16's rounding, although only the backward's factor brings them into fp16's range."""
+    half, single = (steep_gradients(dtype, slope, kd_scale_N) for dtype in (torch.float16, torch.float32))
+    for name, actual, expected in zip(("hidden", "weight", "bias"), half, single):
+        assert actual.dtype == torch.float16
+        assert (actual - expected).norm() <= 1e-3 * expected.norm(), name
+
+
+def test_an_fp16_gradient_that_is_not_finite_stays_so():
+    """So that the engine leaves the step out."""
+    for slope in (torch.inf, torch.nan, 3e38):
+        assert not any(gradient.isfinite().all() for gradient in steep_gradients(torch.float16, slope, torch.ones(12)))
+
+
 @pytest.mark.parametrize("vocabulary", [SHARED, STUDENT_VOCAB], ids=["sliced", "whole"])
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 @pytest.mark.parametrize("head", ["tied", "lora", "softcap"])
@@ -316,7 +356,7 @@ def loss_of(distiller, some=EXAMPLES):
 def test_only_a_head_that_trains_gets_a_gradient(head, weight, bias):
     model = student(head)
     loss = loss_of(distiller_of(split_student(head), "todi", 7))
-    of_hidden, of_weight, of_bias = loss.grad_fn.gradients
+    (of_hidden, _), (of_weight, _), (of_bias, _) = loss.grad_fn.gradients
     assert of_hidden is not None
     assert ((of_weight is not None), (of_bias is not None)) == (weight, bias)
     loss.backward()
