@@ -9,6 +9,12 @@ a run that was cut off. Exit code 2, on every rank: the input is wrong, and the 
 the other codes are in docs/reliability.md. `code/doctor.py` makes the same checks and trains nothing.
 """
 
+from arguments import TrainConfig, parse_train_arguments
+from flags import answer_early, show_error
+
+if __name__ == "__main__":  # before the imports that take seconds
+    answer_early(parse_train_arguments)
+
 import json
 import logging
 import sys
@@ -20,7 +26,6 @@ import torch
 from torch import distributed as dist
 from transformers import PreTrainedTokenizerBase
 
-from arguments import TrainConfig, parse_train_arguments
 from criterions import Criterion
 from data_utils.atomic import WriteError, write_text
 from data_utils.batches import EpochPlan, Layout
@@ -43,7 +48,7 @@ from training.engine import (
 from training.guard import Diverged
 from training.loop import Data, Trainer, epoch_plan, total_steps
 from training.metrics import Metrics, build_logger
-from training.ranks import USER_ERRORS, is_first_of_node, show_error, together
+from training.ranks import USER_ERRORS, is_first_of_node, together
 from training.resume import open_resume
 from training.stopping import DIVERGED, NOT_WRITTEN, STOPPED
 from training.teachers import build_teacher

@@ -9,6 +9,12 @@ depend on how many there are. Writes answers, metrics and summary.json, and prin
 wrong, and the message says which flag and what to do; 74: a result could not be written.
 """
 
+from arguments import EvaluateArguments, EvaluateConfig, GenerationArguments, parse_evaluate_arguments
+from flags import answer_early, show_error
+
+if __name__ == "__main__":  # before the imports that take seconds
+    answer_early(parse_evaluate_arguments)
+
 import json
 import os
 import sys
@@ -19,7 +25,6 @@ import torch
 from torch import distributed as dist
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from arguments import EvaluateArguments, EvaluateConfig, GenerationArguments, parse_evaluate_arguments
 from data_utils.atomic import WriteError, write_text
 from data_utils.dataset import Row, read_rows
 from data_utils.prompts import cut_prompts, encode_prompts
@@ -27,7 +32,7 @@ from evaluation.generation import generate_answers
 from evaluation.results import summarise, table, write_answers
 from evaluation.rouge import rouge_l
 from models.loading import load_checkpoint
-from training.ranks import USER_ERRORS, show_error
+from training.ranks import USER_ERRORS
 from training.stopping import NOT_WRITTEN
 
 
