@@ -29,7 +29,7 @@ MARKER = "remote code ran"
 KD = ["--teacher-model-path", "{W}/teacher", "--kd-objective", "todi"]
 TABLE: dict[str, tuple[list[str], list[str]]] = {
     # data
-    "no data file": (["--data-dir", "{W}/nothing"], ["--data-dir {W}/nothing: no train.jsonl there; see"]),
+    "no data file": (["--data-dir", "{W}/nothing"], ["{W}/nothing/train.jsonl: no such file; point --data-dir"]),
     "empty data file": (["--data-dir", "{W}/empty"], ["{W}/empty/train.jsonl: no rows; every line holds"]),
     "broken JSON": (["--data-dir", "{W}/broken_json"], ["{W}/broken_json/train.jsonl:3: not JSON", "write one object"]),
     "wrong type": (["--data-dir", "{W}/wrong_type"], ["{W}/wrong_type/train.jsonl:3: instruction is int; write a"]),
@@ -42,7 +42,10 @@ TABLE: dict[str, tuple[list[str], list[str]]] = {
         ["--eval-gen: no dev.jsonl", "drop"],
     ),
     # flags
-    "unknown objective": (["--kd-objective", "tody"], ["--kd-objective tody: unknown objective; choose one of"]),
+    "unknown objective": (
+        ["--kd-objective", "tody"],
+        ["--kd-objective tody: unknown objective; did you mean todi?"],
+    ),
     "unknown flag": (["--kd-objektive", "todi"], ["--kd-objektive: unknown flag; did you mean --kd-objective?"]),
     "out of range": (["--kd-rate", "1.5"], ["--kd-rate 1.5: pass a number from 0 to 1"]),
     "not a number": (["--lr", "nan"], ["--lr nan: pass a number above 0"]),

@@ -47,10 +47,13 @@ def test_every_launcher_trains_and_saves(tiny, rows, tmp_path, launcher):
 
 
 REFUSED = {
-    "unknown objective": (["--kd-objective", "tody"], "--kd-objective tody: unknown objective; choose one of"),
+    "unknown objective": (
+        ["--kd-objective", "tody"],
+        "--kd-objective tody: unknown objective; did you mean todi?",
+    ),
     "no teacher": (["--kd-objective", "todi"], "needs a teacher; pass --teacher-model-path"),
     "no model": (["--model-path", "outputs/nothing"], "--model-path outputs/nothing: no such folder"),
-    "no data": (["--data-dir", "nowhere"], "--data-dir nowhere: no train.jsonl there"),
+    "no data": (["--data-dir", "nowhere"], "nowhere/train.jsonl: no such file; point --data-dir"),
     "no adapter": (["--peft", "lora", "--peft-path", "x"], "--peft-path x: no adapter_config.json there"),
     "no DeepSpeed file": (["--deepspeed_config", "x.json"], "--deepspeed_config x.json: no such file"),
     "too few tokens": (
