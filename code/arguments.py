@@ -295,7 +295,7 @@ class TrainArguments:
 
 @dataclass(frozen=True)
 class GenerationArguments:
-    """How answers are generated, in evaluation and (with --eval-gen) in training."""
+    """How answers are generated and scored, in evaluation and (with --eval-gen) in training."""
 
     do_sample: bool = field(default=False, metadata={"help": "Sample; off: greedy, or beams with --num-beams."})
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
@@ -306,6 +306,9 @@ class GenerationArguments:
     no_repeat_ngram_size: int = field(default=0, metadata={"help": "No n-gram of this size twice; 0: no limit."})
     max_new_tokens: int | None = field(
         default=None, metadata={"help": "Longest answer in tokens; default: --max-length less --max-prompt-length."}
+    )
+    rouge_tokenizer: Literal["ascii", "unicode"] = field(
+        default="ascii", metadata={"help": "Words of ROUGE-L: rouge_score's own (a-z and digits), or of any script."}
     )
 
     def __post_init__(self):

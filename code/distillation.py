@@ -31,6 +31,7 @@ from data_utils.atomic import WriteError, write_text
 from data_utils.batches import EpochPlan, Layout
 from data_utils.dataset import InstructionDataset, load_train_and_dev, read_rows
 from distiller import Distiller
+from evaluation.rouge import tokenizer_warning
 from models.heads import SplitModel
 from models.loading import load_student, load_tokenizer
 from models.probes import batch_layout, split
@@ -114,6 +115,9 @@ def prepare(argv: list[str]) -> Trainer | None:
     # Only generation needs the text again; the dev loss has its token ids.
     dev_file = Path(config.data.data_dir) / "dev.jsonl"
     dev_rows = read_rows(dev_file, config.data.dev_num) if config.train.eval_gen else []
+    references = (response for row in dev_rows for response in row.responses)
+    if warning := tokenizer_warning("dev references", references, config.generation.rouge_tokenizer):
+        logger.warning(warning)
     return Trainer(
         engine=engine,
         teacher=teacher,
