@@ -344,6 +344,7 @@ class EvaluateArguments:
     save_dir: str | None = option(
         default=None, aliases=["--save"], help="Results; default: eval/<checkpoint's name> beside the checkpoint."
     )
+    force: bool = field(default=False, metadata={"help": "Answer again what the results have already."})
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
         default="auto", metadata={"help": "Weights in memory; auto: as they were saved."}
     )
