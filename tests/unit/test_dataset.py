@@ -345,6 +345,19 @@ def test_a_response_gets_the_ids_it_has_after_its_prompt():
     assert ids != tokenizer("red river", add_special_tokens=False)["input_ids"]
 
 
+@pytest.mark.parametrize(("make", "differs"), [(make_tokenizer, False), (with_leading_space, True)])
+def test_a_tokenizer_that_begins_a_text_with_a_space_reads_a_response_alone_otherwise(make, differs):
+    """docs/parity.md: what changes where prompt and response are tokenised together."""
+    tokenizer = make()
+    responses = [row["output"] for row in make_rows(12) if isinstance(row["output"], str)]
+    _, together = encode_pairs(tokenizer, ["Say it.\n"] * len(responses), responses)
+    for response, ids in zip(responses, together):
+        alone = tokenizer(response, add_special_tokens=False)["input_ids"]
+        assert (ids[0] != alone[0]) == differs
+        assert tokenizer.convert_ids_to_tokens(alone)[0].startswith("▁") == differs
+        assert differs or [*alone, tokenizer.eos_token_id] == ids
+
+
 def test_a_token_across_the_border_is_split_there(tokenizer):
     prompt, response = "Say nu", "mber"
     alone, joint = tokenizer([prompt, prompt + response])["input_ids"]
