@@ -122,18 +122,17 @@ def check_rows_file(path: Path) -> None:
     folder = path.parent
     if folder.is_file():
         raise FileNotFoundError(f"--data-dir {folder}: a file; pass the folder, and name the file {path.name} in it")
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{path}: no such file; point --data-dir at a folder with {path.name} (data/README.md)")
     near = sorted([*folder.glob("*"), *folder.glob("data/*")])  # as exports and as hub data sets lie
     others = [file for file in near if file.suffix in OTHER_FILES and file.is_file()]
     fitting = [file for file in others if file.name.startswith(path.stem)]
     if not fitting:
         found = ", ".join(str(file.relative_to(folder)) for file in others[:5])
         there = f" (found: {found})" if found else ""
-        raise FileNotFoundError(f"{path}: no such file; point --data-dir at a folder with {path.name}{there}")
+        raise FileNotFoundError(f"--data-dir {folder}: no {path.name} there{there}; see data/README.md")
     kind, files = OTHER_FILES[fitting[0].suffix], [str(file) for file in fitting if file.suffix == fitting[0].suffix]
     program = f"from datasets import load_dataset as l; l({kind!r}, data_files={files})['train'].to_json({str(path)!r})"
-    raise FileNotFoundError(f"{path}: no such file, but {files[0]}; convert it: {_python(program)}")
+    there = fitting[0].relative_to(folder)
+    raise FileNotFoundError(f"--data-dir {folder}: no {path.name} there, but {there}; convert it: {_python(program)}")
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -29,7 +29,7 @@ MARKER = "remote code ran"
 KD = ["--teacher-model-path", "{W}/teacher", "--kd-objective", "todi"]
 TABLE: dict[str, tuple[list[str], list[str]]] = {
     # data
-    "no data file": (["--data-dir", "{W}/nothing"], ["{W}/nothing/train.jsonl: no such file; point --data-dir"]),
+    "no data file": (["--data-dir", "{W}/nothing"], ["--data-dir {W}/nothing: no train.jsonl there; see"]),
     "empty data file": (["--data-dir", "{W}/empty"], ["{W}/empty/train.jsonl: no rows; every line holds"]),
     "broken JSON": (["--data-dir", "{W}/broken_json"], ["{W}/broken_json/train.jsonl:3: not JSON", "write one object"]),
     "wrong type": (["--data-dir", "{W}/wrong_type"], ["{W}/wrong_type/train.jsonl:3: instruction is int; write a"]),
@@ -148,7 +148,10 @@ TABLE: dict[str, tuple[list[str], list[str]]] = {
         ["{W}/truncated/model.safetensors: ", "again"],
     ),
     "evaluate: pickled": (["evaluate", "--model-path", "{W}/pickled"], ["pytorch_model.bin but no model.safetensors"]),
-    "evaluate: no data": (["evaluate", "--data-dir", "{W}/nothing"], ["{W}/nothing/valid.jsonl: no such file; point"]),
+    "evaluate: no data": (
+        ["evaluate", "--data-dir", "{W}/nothing"],
+        ["--data-dir {W}/nothing: no valid.jsonl there; see"],
+    ),
     "evaluate: unknown flag": (["evaluate", "--sede", "1"], ["--sede: unknown flag; did you mean --seed?"]),
     # on one rank alone: the last there is
     "one rank's tokenizer": (["breaks", "load_tokenizer", "ValueError"], ["broken on purpose"]),

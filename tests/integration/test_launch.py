@@ -53,7 +53,7 @@ REFUSED = {
     ),
     "no teacher": (["--kd-objective", "todi"], "needs a teacher; pass --teacher-model-path"),
     "no model": (["--model-path", "outputs/nothing"], "--model-path outputs/nothing: no such folder"),
-    "no data": (["--data-dir", "nowhere"], "nowhere/train.jsonl: no such file; point --data-dir"),
+    "no data": (["--data-dir", "nowhere"], "--data-dir nowhere: no train.jsonl there"),
     "no adapter": (["--peft", "lora", "--peft-path", "x"], "--peft-path x: no adapter_config.json there"),
     "no DeepSpeed file": (["--deepspeed_config", "x.json"], "--deepspeed_config x.json: no such file"),
     "too few tokens": (
