@@ -62,7 +62,7 @@ RENAMED_FLAGS = {
     **dict.fromkeys(("adapter", "adapter-path", "adapter-name-or-path", "lora-path"), "peft-path"),
     **dict.fromkeys(("use-flash-attention-2", "use-flash-attn", "flash-attn"), "attn-implementation flash_attention_2"),
     "loss-type": "kd-objective",
-    **dict.fromkeys(("torch-dtype", "precision"), "dtype"),
+    "torch-dtype": "dtype",
     **{short: f"dtype {long}" for short, long in (("bf16", "bfloat16"), ("fp16", "float16"), ("fp32", "float32"))},
 }
 # Flags that would change the run if they were ignored: refused, with what to use instead.
@@ -83,7 +83,7 @@ REPLACED_FLAGS = {
     **{
         name: f"the DeepSpeed config decides: PRECISION={value} in front of a script, or --deepspeed_config FILE "
         "(configs/deepspeed)"
-        for name, value in {"bf16": "bf16", "fp16": "fp16", "fp32": "fp32", "tf32": "fp32", "precision": "bf16"}.items()
+        for name, value in {"bf16": "bf16", "fp16": "fp16", "fp32": "fp32", "tf32": "fp32"}.items()
     },
     **dict.fromkeys(
         ("report-to", "logging-dir", "run-name"),
