@@ -7,55 +7,12 @@ Every flag is accepted with dashes and with underscores (`--kd-rate`, `--kd_rate
 silence would change a run, and any other unknown flag, are refused with the remedy.
 """
 
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Literal, NamedTuple
 
-from transformers import HfArgumentParser
-from transformers.hf_argparser import HfArg
-
-# Reference flags without a meaning here: what they asked for always happens, or never does, whatever their value.
-IGNORED_FLAGS = frozenset(
-    "base-path model-type teacher-model-type n-gpu n-nodes ckpt-name teacher-ckpt-name peft-name teacher-peft-name "
-    "type task do-train do-valid do-eval teacher-model-fp16 model-dtype teacher-model-dtype mid-log-num "
-    "save-additional-suffix save-rollout num-workers min-prompt-length json-data bin-data txt-data prompt-type "
-    "eval-ppl eval-rw only-prompt seed-order seed-data seed-ppo seed-lm attn-dtype xops-attn loss-scale model-parallel "
-    "model-parallel-size no-value dropout-path-rate force-process-demo gen-num eb-sample-times data-names peft "
-    "eval-gen data-process-workers fp32 eval-tqdm report-logits only-save-projector debug".split()
-)
-LAUNCHER_FLAGS = frozenset(("deepspeed", "local-rank", "deepscale", "deepspeed-config"))
-# Reference flags that would change the run if they were ignored: refused, with what to use instead.
-REPLACED_FLAGS = {
-    "train-ratio": "pass the number of rows with --train-num",
-    "dev-ratio": "pass the number of rows with --dev-num",
-    "lr-decay-iters": "the schedule always ends at the last step; shorten the run with --total-iters",
-    "train-iters-per-epoch": "an epoch is one pass over the data; shorten the run with --total-iters or --train-num",
-    "scheduler-name": "choose the schedule with --lr-decay-style",
-    "deepscale-config": "pass the file with --deepspeed_config",
-    "load": "start from a checkpoint with --model-path",
-    "lm-data-dir": "only instruction data is trained on; see --data-dir",
-    "prompt-data-dir": "only instruction data is trained on; see --data-dir",
-    "pretrain-data-dir": "only instruction data is trained on; see --data-dir",
-    "teacher-temperature": "--kd-temperature divides the logits of both models",
-    "label-smoothing": "the labels' share of the loss is plain cross-entropy",
-    "eval-gen-repeat-times": "one pass of dev answers ranks a checkpoint; code/evaluate.py takes several --seed",
-    **dict.fromkeys(
-        ("projector-config-path", "projector-path", "projector-lr", "pretrained-projector", "pretrained-projector-lr"),
-        "objectives that need a projector are not part of this framework",
-    ),
-    **dict.fromkeys(
-        (
-            "vocab-alignment-path",
-            "teacher-to-student-token-mapping",
-            "teacher-to-student-id-mapping",
-            "student-to-teacher-token-mapping",
-            "student-to-teacher-id-mapping",
-        ),
-        "teacher and student share a vocabulary, which is checked at the start",
-    ),
-}
+from flags import option, parse
 
 
 def _require(condition: bool, flag: str, value: object, remedy: str) -> None:
@@ -159,8 +116,8 @@ class KDArguments:
     kd_objective: str | None = field(
         default=None, metadata={"help": "The objective by name; see docs/objectives.md. Default: cross_entropy."}
     )
-    kd_rate: float = HfArg(default=0.5, aliases=["--kd-ratio", "--kd_ratio"], help="Weight of KD against CE.")
-    kd_temperature: float = HfArg(default=1.0, aliases=["--kd-temp", "--kd_temp"], help="Divides both logits.")
+    kd_rate: float = option(default=0.5, aliases=["--kd-ratio", "--kd_ratio"], help="Weight of KD against CE.")
+    kd_temperature: float = option(default=1.0, aliases=["--kd-temp", "--kd_temp"], help="Divides both logits.")
     kd_temperature_scaling: Literal["none", "squared"] = field(
         default="none", metadata={"help": "squared multiplies KD by temperature^2."}
     )
@@ -279,7 +236,7 @@ class TrainArguments:
     eval_batch_size: int = field(
         default=16, metadata={"help": "Dev examples of --max-length that one rank has room for; of shorter ones, more."}
     )
-    num_epochs: int = HfArg(
+    num_epochs: int = option(
         default=10, aliases=["--epochs", "--training-epochs", "--training_epochs"], help="Passes over the data."
     )
     total_iters: int | None = field(default=None, metadata={"help": "Stop after this many optimiser steps."})
@@ -293,7 +250,7 @@ class TrainArguments:
     weight_decay: float = field(default=0.01, metadata={"help": "On matrices only: no biases, no norms."})
     clip_grad: float = field(default=1.0, metadata={"help": "Global gradient norm; 0: no clipping."})
     seed: int = field(default=10, metadata={"help": "Decides initialisation, dropout and the order of the data."})
-    save_dir: str = HfArg(default="outputs/run", aliases=["--save"], help="Checkpoints and logs go here.")
+    save_dir: str = option(default="outputs/run", aliases=["--save"], help="Checkpoints and logs go here.")
     save_interval: int = field(default=1, metadata={"help": "Epochs between checkpoints."})
     eval_interval: int = field(
         default=1, metadata={"help": "Epochs between dev evaluations; a checkpoint is always evaluated."}
@@ -344,7 +301,7 @@ class TrainArguments:
 
 @dataclass(frozen=True)
 class GenerationArguments:
-    """How answers are generated, in evaluation and (with --eval-gen) in training."""
+    """How answers are generated and scored, in evaluation and (with --eval-gen) in training."""
 
     do_sample: bool = field(default=False, metadata={"help": "Sample; off: greedy, or beams with --num-beams."})
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
@@ -355,6 +312,9 @@ class GenerationArguments:
     no_repeat_ngram_size: int = field(default=0, metadata={"help": "No n-gram of this size twice; 0: no limit."})
     max_new_tokens: int | None = field(
         default=None, metadata={"help": "Longest answer in tokens; default: --max-length less --max-prompt-length."}
+    )
+    rouge_tokenizer: Literal["ascii", "unicode"] = field(
+        default="ascii", metadata={"help": "Words of ROUGE-L: rouge_score's own (a-z and digits), or of any script."}
     )
 
     def __post_init__(self):
@@ -378,18 +338,19 @@ class EvaluateArguments:
         default=None, metadata={"help": "Commit, tag or branch of a hub id in --model-path."}
     )
     split: str = field(default="valid", metadata={"help": "Evaluate <data-dir>/<split>.jsonl."})
-    seed: list[int] = HfArg(default_factory=lambda: [10], aliases=["--seeds"], help="One pass of answers a seed.")
-    eval_batch_size: int = HfArg(
+    seed: list[int] = option(default_factory=lambda: [10], aliases=["--seeds"], help="One pass of answers a seed.")
+    eval_batch_size: int = option(
         default=16,
         aliases=["--batch-size", "--batch_size"],
         help="Prompts with answers of --max-length together that a batch has room for; of shorter ones, more.",
     )
-    dev_num: int = HfArg(default=-1, aliases=["--eval-num", "--eval_num"], help="Use the first rows only; -1: all.")
+    dev_num: int = option(default=-1, aliases=["--eval-num", "--eval_num"], help="Use the first rows only; -1: all.")
     max_length: int = field(default=512, metadata={"help": "Tokens of prompt and answer together."})
     max_prompt_length: int = field(default=256, metadata={"help": "Longer prompts are cut in the middle."})
-    save_dir: str | None = HfArg(
+    save_dir: str | None = option(
         default=None, aliases=["--save"], help="Results; default: eval/<checkpoint's name> beside the checkpoint."
     )
+    force: bool = field(default=False, metadata={"help": "Answer again what the results have already."})
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
         default="auto", metadata={"help": "Weights in memory; auto: as they were saved."}
     )
@@ -437,67 +398,9 @@ class EvaluateConfig(NamedTuple):
 def parse_train_arguments(argv: Sequence[str]) -> TrainConfig:
     """Flags of `code/distillation.py`. Raises ValueError with the flag, its value and the remedy."""
     groups = (ModelArguments, TeacherArguments, KDArguments, DataArguments, TrainArguments, GenerationArguments)
-    return TrainConfig(*_parse(argv, groups, "code/distillation.py"))
+    return TrainConfig(*parse(argv, groups, "code/distillation.py"))
 
 
 def parse_evaluate_arguments(argv: Sequence[str]) -> EvaluateConfig:
     """Flags of `code/evaluate.py`. Raises ValueError with the flag, its value and the remedy."""
-    return EvaluateConfig(*_parse(argv, (EvaluateArguments, GenerationArguments), "code/evaluate.py"))
-
-
-class _Parser(HfArgumentParser):
-    """Raises where argparse would exit: the entry points report every mistake in the same way."""
-
-    def error(self, message: str):
-        raise ValueError(message.removeprefix("argument "))
-
-
-def _parse(argv: Sequence[str], groups: Sequence[type], program: str) -> list:
-    parser = _Parser(list(groups), prog=program, allow_abbrev=False)
-    known = [option for action in parser._actions for option in action.option_strings]
-    words, ignored = _without_ignored(argv, known)
-    *parsed, unknown = parser.parse_args_into_dataclasses(
-        words, return_remaining_strings=True, look_for_args_file=False
-    )
-    if unknown:
-        raise ValueError(_refusal(unknown[0], known))
-    return [*parsed, ignored]
-
-
-def _without_ignored(argv: Sequence[str], known: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
-    """The words that are left for the parser, and the accepted flags that are not; each takes its one value along."""
-    words: list[str] = []
-    ignored: list[str] = []
-    taking_value = False
-    previous = ""
-    for word in argv:
-        flag = word.split("=")[0]
-        name = flag[2:].replace("_", "-")
-        is_value = not word.startswith("-") or word[1:2].isdigit()
-        if (previous == "--deepspeed" and is_value) or word.startswith("--deepspeed="):
-            raise ValueError(f"--deepspeed {word}: takes no value; pass the file with --deepspeed_config")
-        previous = word
-        if taking_value and is_value:
-            taking_value = False
-        elif flag.startswith("--") and flag not in known and name in IGNORED_FLAGS | LAUNCHER_FLAGS:
-            taking_value = "=" not in word
-            if name not in LAUNCHER_FLAGS:
-                ignored.append(flag)
-        else:
-            taking_value = False
-            words.append(word)
-    return words, tuple(ignored)
-
-
-def _refusal(word: str, known: Sequence[str]) -> str:
-    """What to say of a word that no flag takes."""
-    if not word.startswith("--"):
-        return f"{word!r}: a value without a flag; quote values that contain spaces"
-    flag = word.split("=")[0]
-    name = flag[2:].replace("_", "-")
-    if name in REPLACED_FLAGS:
-        return f"{flag}: not supported; {REPLACED_FLAGS[name]}"
-    close = difflib.get_close_matches(name, [option[2:] for option in known if "_" not in option], n=1)
-    return f"{flag}: unknown flag; " + (
-        f"did you mean --{close[0]}?" if close else "see --help for the flags there are"
-    )
+    return EvaluateConfig(*parse(argv, (EvaluateArguments, GenerationArguments), "code/evaluate.py"))

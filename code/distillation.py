@@ -9,6 +9,12 @@ a run that was cut off. Exit code 2, on every rank: the input is wrong, and the 
 the other codes are in docs/reliability.md. `code/doctor.py` makes the same checks and trains nothing.
 """
 
+from arguments import TrainConfig, parse_train_arguments
+from flags import answer_early, show_error
+
+if __name__ == "__main__":  # before the imports that take seconds
+    answer_early(parse_train_arguments)
+
 import json
 import logging
 import sys
@@ -21,12 +27,12 @@ from torch import distributed as dist
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from arguments import TrainConfig, parse_train_arguments
 from criterions import Criterion
 from data_utils.atomic import WriteError, write_text
 from data_utils.batches import EpochPlan, Layout
 from data_utils.dataset import InstructionDataset, load_train_and_dev, read_rows
 from distiller import Distiller
+from evaluation.rouge import tokenizer_warning
 from models.heads import SplitModel
 from models.loading import load_student, load_tokenizer
 from models.probes import batch_layout, split
@@ -46,7 +52,7 @@ from training.guard import Diverged
 from training.loop import Data, Trainer, epoch_plan, total_steps
 from training.metrics import Metrics, build_logger
 from training.provenance import provenance
-from training.ranks import USER_ERRORS, is_first_of_node, show_error, together
+from training.ranks import USER_ERRORS, is_first_of_node, together
 from training.resume import extension, open_resume
 from training.stopping import DIVERGED, NOT_WRITTEN, STOPPED, run_entry
 from training.teachers import build_teacher
@@ -114,6 +120,9 @@ def prepare(argv: list[str]) -> Trainer | None:
     # Only generation needs the text again; the dev loss has its token ids.
     dev_file = Path(config.data.data_dir) / "dev.jsonl"
     dev_rows = read_rows(dev_file, config.data.dev_num) if config.train.eval_gen else []
+    references = (response for row in dev_rows for response in row.responses)
+    if warning := tokenizer_warning("dev references", references, config.generation.rouge_tokenizer):
+        logger.warning(warning)
     return Trainer(
         engine=engine,
         teacher=teacher,

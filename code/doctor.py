@@ -6,17 +6,22 @@ Beside what every start checks, it loads the models and probes packing and heads
 is that of WORLD_SIZE, where it is set. Exit code 0: the run can start (read the warnings); 2: it cannot.
 """
 
+from arguments import TrainConfig, parse_train_arguments
+from flags import answer_early, show_error
+
+if __name__ == "__main__":  # before the imports that take seconds
+    answer_early(parse_train_arguments)
+
 import os
 import sys
 
-from arguments import TrainConfig, parse_train_arguments
 from data_utils.dataset import InstructionDataset, load_train_and_dev
 from models.loading import load_tokenizer
 from preflight.checks import Examination, check
 from preflight.plans import Ranks
 from preflight.probe import STUDENT, TEACHER, probe
 from preflight.report import Report
-from training.ranks import USER_ERRORS, show_error
+from training.ranks import USER_ERRORS
 
 
 def main(argv: list[str]) -> None:

@@ -12,7 +12,6 @@ Shapes: N response positions, E hidden size of the teacher, V vocabulary.
 """
 
 import fcntl
-import hashlib
 import json
 import shutil
 import time
@@ -30,7 +29,7 @@ from arguments import TeacherArguments
 from data_utils.atomic import WriteError, existing_part, new_file, remove_unfinished, write_text
 from data_utils.batches import Example
 from data_utils.dataset import InstructionDataset
-from models.files import INDEX, MODEL, weight_files
+from models.files import INDEX, MODEL, digest, weight_files
 from models.heads import LanguageModelHead
 from models.sharding import frozen_linear
 
@@ -38,7 +37,6 @@ FORMAT = 1
 MANIFEST, HEAD, LOCK = "manifest.json", "head.safetensors", ".lock"
 SHARD_BYTES, SHARD_SECONDS = 2**28, 60.0  # a shard is written when it is this large, or this old
 HUB_FILES = ["config.json", MODEL, INDEX, "model-*.safetensors"]
-SAMPLES, SAMPLE_BYTES = 1024, 4096  # of a weight file; all of it where it is not larger than they are together
 
 
 class TeacherCache:
@@ -206,23 +204,7 @@ def fingerprint(args: TeacherArguments, dtype: torch.dtype) -> dict[str, str]:
     adapter = args.teacher_peft_path
     return {
         "format": str(FORMAT),
-        "weights": _digest([folder / "config.json", *weights]),
-        "adapter": _digest(sorted(Path(adapter).glob("adapter_*"))) if adapter else "none",
+        "weights": digest([folder / "config.json", *weights]),
+        "adapter": digest(sorted(Path(adapter).glob("adapter_*"))) if adapter else "none",
         "dtype": str(dtype).removeprefix("torch."),
     }
-
-
-def _digest(files: Sequence[Path]) -> str:
-    """Of sizes and evenly spaced samples: training changes weights everywhere, and reading all of 100 GB takes long."""
-    digest = hashlib.blake2b(digest_size=12)
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}".encode())
-        with path.open("rb") as file:
-            if size <= SAMPLES * SAMPLE_BYTES:
-                digest.update(file.read())
-                continue
-            for i in range(SAMPLES):
-                file.seek(i * (size - SAMPLE_BYTES) // (SAMPLES - 1))
-                digest.update(file.read(SAMPLE_BYTES))
-    return digest.hexdigest()

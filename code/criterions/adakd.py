@@ -18,7 +18,15 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 from arguments import KDArguments
-from criterions.base import Criterion, StepPlan, build_criterion, log_probabilities, objective_names, register
+from criterions.base import (
+    Criterion,
+    StepPlan,
+    build_criterion,
+    did_you_mean,
+    log_probabilities,
+    objective_names,
+    register,
+)
 from criterions.fused import LossSums, ResponseRows
 
 TINY = 1e-12  # keeps log(s / median) finite where a position, or the median, has no difficulty at all
@@ -43,7 +51,8 @@ class AdaKD(Criterion):
         super().__init__(args)
         bases = [name for name in objective_names() if name != "adakd"]
         if args.adakd_base not in bases:
-            raise ValueError(f"--adakd-base {args.adakd_base}: adakd wraps one of {', '.join(bases)}")
+            hint = did_you_mean(args.adakd_base)
+            raise ValueError(f"--adakd-base {args.adakd_base}: {hint}adakd wraps one of {', '.join(bases)}")
         self.base = build_criterion(args.adakd_base, args)
         self.ratio = 1.0 if args.adakd_latf == "off" else args.adakd_ratio
         self.average: float | None = None  # L_t

@@ -8,6 +8,7 @@ Shapes: N response positions in a chunk, V shared vocabulary.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 # exp(ABSENT) is 0 in fp32 and ABSENT - ABSENT is 0: an entry absent on both sides contributes nothing anywhere.
 ABSENT = -1e4
+WITHOUT_DIRECTION = ("kl", "kld", "kldiv", "kl_div", "kl_divergence")  # names of other programs
 
 _REGISTRY: dict[str, type[Criterion]] = {}
 
@@ -112,13 +114,22 @@ def build_criterion(name: str, args: KDArguments) -> Criterion:
     wrapper, plus, base = name.partition("+")
     known = ", ".join(objective_names())
     if wrapper not in _REGISTRY:
-        raise ValueError(f"--kd-objective {name}: unknown objective; choose one of {known}")
+        raise ValueError(f"--kd-objective {name}: unknown objective; {did_you_mean(wrapper)}choose one of {known}")
     criterion = _REGISTRY[wrapper]
     if not plus:
         return criterion(args)
     if not hasattr(criterion, "around"):
         raise ValueError(f"--kd-objective {name}: {wrapper} does not wrap another objective; drop '+{base}'")
     return criterion.around(base, args)
+
+
+def did_you_mean(name: str) -> str:
+    """What an unknown name resembles, as a question; empty if it resembles none."""
+    if name.lower() in WITHOUT_DIRECTION:
+        return "did you mean fkl or rkl? "
+    known = {other.lower(): other for other in reversed(objective_names())}  # of equal ones the objective's own name
+    close = difflib.get_close_matches(name.lower(), known, n=1)
+    return f"did you mean {known[close[0]]}? " if close else ""
 
 
 def log_probabilities(student_logits_NV: Tensor, teacher_logits_NV: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,16 +1,17 @@
 """Instruction data on disk -> token ids, tokenised once and cached.
 
-In: a jsonl file with `instruction`, `input`, `output` (text or a list of texts) and optionally `prompt`. Out:
-`InstructionDataset`, memory-mapped token ids through the datasets library.
+In: a jsonl file with `instruction`, `input`, `output` (text or a list of texts) and optionally `prompt`, or with the
+field names of OTHER_NAMES. Out: `InstructionDataset`, memory-mapped token ids through the datasets library.
 """
 
 import hashlib
 import json
 import os
 import platform
+import shlex
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
@@ -27,12 +28,20 @@ KEY_LENGTH = 24  # hexadecimal digits of a cache folder's name
 ROWS_PER_WORKER = 4000  # below this a further process costs more than it saves
 
 
+# Dolly's own rows (instruction, context, response), and those of TRL (prompt, completion).
+OTHER_NAMES = (("input", "context"), ("output", "response"), ("output", "completion"))
+# Chats: the field that holds the turns -> where a turn has its text.
+CHATS = {"messages": "content", "conversations": "value"}
+OTHER_FILES = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}  # as the datasets library says
+
+
 @dataclass(frozen=True)
 class Row:
-    """One line: its prompt, and the responses that count as right (training uses the first)."""
+    """One line: its prompt, the responses that count as right (training uses the first), and where it stands."""
 
     prompt: str
     responses: tuple[str, ...]
+    place: str = field(default="", compare=False)
 
 
 class InstructionDataset:
@@ -89,19 +98,41 @@ def load_train_and_dev(
     return train, load_instruction_data(dev_file, tokenizer, args, args.dev_num) if dev_file.is_file() else None
 
 
-def read_rows(path: Path, limit: int = -1) -> list[Row]:
-    """The rows of a jsonl file. Raises with file, line and remedy: FileNotFoundError, ValueError."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; point --data-dir at a folder with {path.name}")
+def read_rows(path: Path, limit: int = -1, empty_references: bool = False) -> list[Row]:
+    """The rows of a jsonl file. Raises with file, line and remedy: FileNotFoundError, ValueError.
+
+    empty_references: a row may lack an answer, as in evaluation, where it counts 0; its one response is then "".
+    """
+    check_rows_file(path)
     rows = []
     for number, line in enumerate(_lines(path), start=1):
         if limit != -1 and len(rows) == limit:
             break
         if line.strip():
-            rows.append(_parse(line, f"{path}:{number}"))
+            rows.append(_parse(line, f"{path}:{number}", empty_references))
     if not rows:
         raise ValueError(f"{path}: no rows; every line holds one JSON object with instruction, input and output")
     return rows
+
+
+def check_rows_file(path: Path) -> None:
+    """Raises FileNotFoundError if there is no such jsonl file, with what is there instead and how to convert it."""
+    if path.is_file():
+        return
+    folder = path.parent
+    if folder.is_file():
+        raise FileNotFoundError(f"--data-dir {folder}: a file; pass the folder, and name the file {path.name} in it")
+    near = sorted([*folder.glob("*"), *folder.glob("data/*")])  # as exports and as hub data sets lie
+    others = [file for file in near if file.suffix in OTHER_FILES and file.is_file()]
+    fitting = [file for file in others if file.name.startswith(path.stem)]
+    if not fitting:
+        found = ", ".join(str(file.relative_to(folder)) for file in others[:5])
+        there = f" (found: {found})" if found else ""
+        raise FileNotFoundError(f"--data-dir {folder}: no {path.name} there{there}; see data/README.md")
+    kind, files = OTHER_FILES[fitting[0].suffix], [str(file) for file in fitting if file.suffix == fitting[0].suffix]
+    program = f"from datasets import load_dataset as l; l({kind!r}, data_files={files})['train'].to_json({str(path)!r})"
+    there = fitting[0].relative_to(folder)
+    raise FileNotFoundError(f"--data-dir {folder}: no {path.name} there, but {there}; convert it: {_python(program)}")
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -113,29 +144,59 @@ def _lines(path: Path) -> Iterator[str]:
                 raise ValueError(f"{path}:{number}: not UTF-8 ({error.reason}); convert the file to UTF-8") from None
 
 
-def _parse(line: str, place: str) -> Row:
+def _parse(line: str, place: str, empty_references: bool) -> Row:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:  # bad syntax, a number of too many digits, too many brackets
         raise ValueError(f"{place}: not JSON ({error}); write one object a line") from None
     if not isinstance(row, dict):
         raise ValueError(f"{place}: {type(row).__name__}, not an object; write {{'instruction': ..., 'output': ...}}")
+    for name, other in OTHER_NAMES:
+        if name not in row and other in row:
+            row[name] = row[other]
     for name in ("instruction", "input", "prompt"):
         if not isinstance(row.get(name), str | None):
             raise ValueError(f"{place}: {name} is {type(row[name]).__name__}; write a string")
     prompt = row.get("prompt") or (row.get("instruction") and alpaca_prompt(row["instruction"], row.get("input") or ""))
     if not prompt:
-        raise ValueError(f"{place}: neither instruction nor prompt; every row needs one of them")
+        raise ValueError(f"{place}: {_chat(row) or 'neither instruction nor prompt; every row needs one of them'}")
     if "output" not in row:
         raise ValueError(f"{place}: no output; write the response as a string, or several as a list")
-    responses = row["output"] if isinstance(row["output"], list) else [row["output"]]
-    if not responses or not all(isinstance(response, str) and response.strip() for response in responses):
-        raise ValueError(f"{place}: output is empty or not text; write a response or remove the row")
+    responses = _responses(row["output"], place, empty_references)
     try:
         "".join((prompt, *responses)).encode()
     except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair; tokenizers refuse it
         raise ValueError(f"{place}: not text ({error.reason}); write whole characters") from None
-    return Row(prompt, tuple(responses))
+    return Row(prompt, responses, place)
+
+
+def _responses(output: object, place: str, may_be_empty: bool) -> tuple[str, ...]:
+    responses = output if isinstance(output, list) else [output]
+    if may_be_empty and all(isinstance(response, str | None) for response in responses):
+        return tuple(response for response in responses if response and response.strip()) or ("",)
+    if not responses or not all(isinstance(response, str) and response.strip() for response in responses):
+        raise ValueError(f"{place}: output is empty or not text; write a response or remove the row")
+    return tuple(responses)
+
+
+def _chat(row: dict) -> str | None:
+    """What to do with a chat: a row here is one prompt and its response."""
+    for name, text in CHATS.items():
+        if name in row:
+            program = (
+                f"import json, sys; rows = (json.loads(line)[{name!r}] for line in sys.stdin); "
+                f"[print(json.dumps(dict(instruction=r[-2][{text!r}], output=r[-1][{text!r}]))) for r in rows]"
+            )
+            return (
+                f"a chat ({name}), where a row is one instruction and its output; to keep the last two turns of each: "
+                f"{_python(program)} < chats.jsonl > train.jsonl"
+            )
+    return None
+
+
+def _python(program: str) -> str:
+    """A line for the shell; between double quotes, which read better, where nothing in it means anything there."""
+    return f"python -c {shlex.quote(program)}" if set(program) & set('"$`\\!') else f'python -c "{program}"'
 
 
 def _tokenise(rows: list[Row], tokenizer: PreTrainedTokenizerBase, args: DataArguments, folder: Path) -> None:
@@ -180,8 +241,7 @@ def _encode(
 
 def _cache_folder(path: Path, tokenizer: PreTrainedTokenizerBase, args: DataArguments, limit: int) -> Path:
     """Named by everything that decides the token ids."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; point --data-dir at a folder with {path.name}")
+    check_rows_file(path)
     key = hashlib.sha256(path.read_bytes())
     tokenizer("")  # drops the truncation and padding that a tokenizer may be stored with: they are part of its text
     vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())

@@ -80,20 +80,27 @@ def own_settings(model: PreTrainedModel, config: GenerationConfig) -> Iterator[N
         model.generation_config = kept
 
 
+def decoding(args: GenerationArguments, max_new_tokens: int) -> dict[str, object]:
+    """The settings that decide an answer; those that have no effect are left out."""
+    sampling = {"temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k} if args.do_sample else {}
+    return {
+        "do_sample": args.do_sample,
+        "num_beams": args.num_beams,
+        "repetition_penalty": args.repetition_penalty or 1.0,
+        "no_repeat_ngram_size": args.no_repeat_ngram_size,
+        "max_new_tokens": args.max_new_tokens or max_new_tokens,
+        **sampling,
+    }
+
+
 def generation_config(
     args: GenerationArguments, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int
 ) -> GenerationConfig:
     """Transformers' form of the flags; nothing is left to the model's own defaults."""
-    sampling = {"temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k} if args.do_sample else {}
     return GenerationConfig(
-        do_sample=args.do_sample,
-        num_beams=args.num_beams,
-        repetition_penalty=args.repetition_penalty or 1.0,
-        no_repeat_ngram_size=args.no_repeat_ngram_size,
-        max_new_tokens=args.max_new_tokens or max_new_tokens,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        **sampling,
+        **decoding(args, max_new_tokens),
     )
 
 

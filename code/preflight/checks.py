@@ -10,7 +10,7 @@ from deepspeed.accelerator import get_accelerator
 from arguments import TrainConfig
 from criterions import Criterion, build_criterion
 from criterions.fused import check_compiler
-from data_utils.dataset import InstructionDataset
+from data_utils.dataset import InstructionDataset, check_rows_file
 from models.attention import check_attention
 from models.files import check_adapter_path, check_model_path, check_revision
 from models.sharding import sharding_settings
@@ -80,8 +80,7 @@ def _check_data(config: TrainConfig) -> None:
     if tokens is not None and tokens < longest:
         raise ValueError(f"--tokens-per-micro-batch {tokens}: pass at least --max-length {longest}, one full example")
     train_file = Path(config.data.data_dir) / "train.jsonl"
-    if not train_file.is_file():
-        raise FileNotFoundError(f"--data-dir {config.data.data_dir}: no train.jsonl there; see data/README.md")
+    check_rows_file(train_file)
     if config.train.eval_gen and not train_file.with_name("dev.jsonl").is_file():
         raise FileNotFoundError(
             f"--eval-gen: no dev.jsonl in --data-dir {config.data.data_dir}; add one, or drop the flag"

@@ -276,7 +276,8 @@ class Trainer:
         )
         mean: list[float | None] = [None]
         if dist.get_rank() == 0:
-            scores = rouge_l(answers_of_seeds[self.args.seed], [row.responses for row in rows])
+            answers, references = answers_of_seeds[self.args.seed], [row.responses for row in rows]
+            scores = rouge_l(answers, references, self.generation.rouge_tokenizer)
             mean = [sum(scores) / len(scores)]
         dist.broadcast_object_list(mean)
         return mean[0]

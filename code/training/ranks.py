@@ -8,7 +8,6 @@ of the process group, where waiting has no limit, and not in a collective.
 import itertools
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
@@ -81,10 +80,3 @@ def _raise(failed: dict[int, tuple[str, str]]) -> NoReturn:
 def is_first_of_node() -> bool:
     """Whether this rank speaks and prepares files for its node; known before there is a process group."""
     return int(os.environ.get("LOCAL_RANK", "0")) == 0
-
-
-def show_error(error: Exception) -> None:
-    """What a user got wrong, a line for each mistake, from one process of each node."""
-    if is_first_of_node():
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr, flush=True)

@@ -1,6 +1,6 @@
 """One table of finished runs: parameters, dev loss, ROUGE-L, seconds.
 
-In: run folders with one checkpoint each, evaluated by scripts/tiny/evaluate.sh. Out: a table on the terminal.
+In: run folders with one checkpoint each, evaluated by scripts/tiny/evaluate.sh last. Out: a table on the terminal.
 Run: python scripts/tiny/report.py outputs/quickstart/seed10/teacher outputs/quickstart/seed10/student-sft
 """
 
@@ -37,12 +37,12 @@ def row(run: Path) -> list[str]:
     (checkpoint,) = run.glob("epoch*_step*")
     step = int(checkpoint.name.split("_step")[1].split("_")[0])
     dev = [json.loads(line) for line in (run / "dev_metrics.jsonl").read_text().splitlines()]
-    summary = json.loads((run / "eval" / checkpoint.name / "summary.json").read_text())["rougeL"]
+    summary = json.loads((run / "eval" / checkpoint.name / "summary.json").read_text())
     return [
         run.name,
         f"{parameters(checkpoint):,}",
         f"{next(d['loss'] for d in dev if d['step'] == step):.3f}",
-        f"{next(iter(summary.values()))['mean']:.2f}",
+        f"{summary['evaluations'][-1]['rougeL']['mean']:.2f}",
         f"{training_seconds(run):.0f}",
     ]
 

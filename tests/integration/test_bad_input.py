@@ -42,7 +42,10 @@ TABLE: dict[str, tuple[list[str], list[str]]] = {
         ["--eval-gen: no dev.jsonl", "drop"],
     ),
     # flags
-    "unknown objective": (["--kd-objective", "tody"], ["--kd-objective tody: unknown objective; choose one of"]),
+    "unknown objective": (
+        ["--kd-objective", "tody"],
+        ["--kd-objective tody: unknown objective; did you mean todi?"],
+    ),
     "unknown flag": (["--kd-objektive", "todi"], ["--kd-objektive: unknown flag; did you mean --kd-objective?"]),
     "out of range": (["--kd-rate", "1.5"], ["--kd-rate 1.5: pass a number from 0 to 1"]),
     "not a number": (["--lr", "nan"], ["--lr nan: pass a number above 0"]),
@@ -145,7 +148,10 @@ TABLE: dict[str, tuple[list[str], list[str]]] = {
         ["{W}/truncated/model.safetensors: ", "again"],
     ),
     "evaluate: pickled": (["evaluate", "--model-path", "{W}/pickled"], ["pytorch_model.bin but no model.safetensors"]),
-    "evaluate: no data": (["evaluate", "--data-dir", "{W}/nothing"], ["{W}/nothing/valid.jsonl: no such file; point"]),
+    "evaluate: no data": (
+        ["evaluate", "--data-dir", "{W}/nothing"],
+        ["--data-dir {W}/nothing: no valid.jsonl there; see"],
+    ),
     "evaluate: unknown flag": (["evaluate", "--sede", "1"], ["--sede: unknown flag; did you mean --seed?"]),
     # on one rank alone: the last there is
     "one rank's tokenizer": (["breaks", "load_tokenizer", "ValueError"], ["broken on purpose"]),

@@ -53,7 +53,10 @@ def test_every_launcher_trains_and_saves(tiny, rows, tmp_path, launcher):
 
 
 REFUSED = {
-    "unknown objective": (["--kd-objective", "tody"], "--kd-objective tody: unknown objective; choose one of"),
+    "unknown objective": (
+        ["--kd-objective", "tody"],
+        "--kd-objective tody: unknown objective; did you mean todi?",
+    ),
     "no teacher": (["--kd-objective", "todi"], "needs a teacher; pass --teacher-model-path"),
     "no model": (["--model-path", "outputs/nothing"], "--model-path outputs/nothing: no such folder"),
     "no data": (["--data-dir", "nowhere"], "--data-dir nowhere: no train.jsonl there"),

@@ -4,6 +4,8 @@ import ast
 import dataclasses
 import math
 import re
+import subprocess
+import sys
 import types
 import typing
 
@@ -11,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import arguments
+import flags
 from arguments import (
     DataArguments,
     EvaluateArguments,
@@ -269,7 +271,7 @@ def test_other_reference_flags_are_accepted_or_refused_with_a_remedy(flag):
         assert "not supported; " in str(error), error
 
 
-@pytest.mark.parametrize("flag", sorted(arguments.REPLACED_FLAGS))
+@pytest.mark.parametrize("flag", sorted(flags.REPLACED_FLAGS))
 def test_replaced_flags_name_what_to_use(flag):
     with pytest.raises(ValueError, match=f"^--{flag}: not supported; ") as error:
         parse_train(f"--{flag}", "1")
@@ -281,8 +283,8 @@ def test_replaced_flags_name_what_to_use(flag):
 def test_ignored_flags_are_no_real_flags_of_training():
     fields = {f.name.replace("_", "-") for group in TRAIN_GROUPS for f in dataclasses.fields(group)}
     ignored_in_evaluation_only = {"peft", "eval-gen", "data-process-workers"}
-    assert arguments.IGNORED_FLAGS & fields == ignored_in_evaluation_only
-    assert not arguments.IGNORED_FLAGS & set(arguments.REPLACED_FLAGS)
+    assert flags.IGNORED_FLAGS & fields == ignored_in_evaluation_only
+    assert not flags.IGNORED_FLAGS & set(flags.REPLACED_FLAGS)
 
 
 def test_launchers_flags_are_accepted_silently():
@@ -326,6 +328,38 @@ def test_flags_are_not_abbreviated():
         parse_train("--gradient-accumulation", "2")
 
 
+@pytest.mark.parametrize(
+    ("parse", "words", "said"),
+    [
+        (parse_train, "--learning_rate 1", "--learning_rate: a flag of other trainers; here it is --lr"),
+        (parse_train, "--resume-from-checkpoint x", "here it is --resume"),
+        (parse_train, "--report-to wandb", "--report-to: not supported; metrics.jsonl"),
+        (parse_train, "--bf16", "--bf16: not supported; the DeepSpeed config decides: PRECISION=bf16 in front"),
+        (parse_evaluate, "--bf16", "--bf16: a flag of other trainers; here it is --dtype bfloat16"),
+        (parse_evaluate, "--fp32", "here it is --dtype float32"),
+        (
+            parse_train,
+            "--kd-rate 0.5 KD_OBJ=rkl",
+            "KD_OBJ=rkl: a variable behind the command; put it in front: ",
+        ),
+        (parse_train, "--base-path KD_OBJ=rkl", "KD_OBJ=rkl: a variable behind the command"),
+    ],
+)
+def test_what_other_programs_take_is_answered_with_what_to_use(parse, words, said):
+    with pytest.raises(ValueError) as error:
+        parse(*words.split())
+    assert said in str(error.value)
+
+
+def test_flags_of_other_trainers_lead_to_flags_that_parse():
+    known = {
+        f.name.replace("_", "-") for group in (*TRAIN_GROUPS, EvaluateArguments) for f in dataclasses.fields(group)
+    }
+    renamed = {theirs: ours.split()[0] for theirs, ours in flags.RENAMED_FLAGS.items()}
+    assert set(renamed.values()) <= known
+    assert not renamed.keys() & (known | flags.IGNORED_FLAGS)
+
+
 def test_an_unknown_flag_like_no_other_points_to_help():
     with pytest.raises(ValueError, match="--xyzzy: unknown flag; see --help"):
         parse_train("--xyzzy")
@@ -361,12 +395,29 @@ def test_required_flags(parse, argv, missing):
         parse(argv)
 
 
-def test_help_ends_well(capsys):
+@pytest.mark.parametrize(
+    ("parse", "groups"), [(parse_train_arguments, TRAIN_GROUPS), (parse_evaluate_arguments, EVALUATE_GROUPS)]
+)
+def test_help_has_each_flag_once_in_its_group(capsys, monkeypatch, parse, groups):
+    monkeypatch.setenv("COLUMNS", "120")
     with pytest.raises(SystemExit) as exit_code:
-        parse_train_arguments(["--help"])
+        parse(["--help"])
     assert exit_code.value.code == 0
     out = capsys.readouterr().out
-    assert all(f"--{field.name}" in out for group in TRAIN_GROUPS for field in dataclasses.fields(group))
+    for group, section in zip(groups, out.split("\n\n")[2:], strict=True):
+        assert section.startswith(group.__doc__.splitlines()[0])
+        wanted = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(group)]
+        assert re.findall(r"^  (--[\w-]+)", section, re.MULTILINE) == wanted
+    assert "default: None" not in out and max(map(len, out.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("entry", ["distillation", "evaluate", "doctor"])
+@pytest.mark.parametrize(("words", "code", "said"), [(["--help"], 0, "usage: "), (["--lrr", "1"], 2, "error: ")])
+def test_help_and_a_wrong_flag_are_answered_without_torch(root, entry, words, code, said):
+    words = [str(root / f"code/{entry}.py"), *(() if code == 0 else REQUIRED), *words]
+    run = subprocess.run([sys.executable, "-X", "importtime", *words], capture_output=True, text=True, timeout=60)
+    assert run.returncode == code and said in run.stdout + run.stderr
+    assert not re.search(r"\| +(torch|transformers|numpy|datasets|deepspeed)$", run.stderr, re.MULTILINE)
 
 
 OUT_OF_RANGE = """

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -120,6 +122,11 @@ BAD_ROWS = {
     "empty list of outputs": ({**GOOD, "output": []}, "output is empty"),
     "a blank among the outputs": ({**GOOD, "output": ["Three.", ""]}, "output is empty"),
     "a number among the outputs": ({**GOOD, "output": ["Three.", 3]}, "not text"),
+    "a chat": (
+        {"messages": [{"role": "user", "content": "Add."}]},
+        "a chat (messages), where a row is one instruction",
+    ),
+    "a chat of TRL's": ({"prompt": [{"role": "user"}], "completion": []}, "prompt is list; write a string"),
     "not UTF-8": (b'{"instruction": "caf\xe9", "output": "b"}', "not UTF-8"),
     "half a surrogate pair": (rb'{"instruction": "\ud800", "output": "b"}', ""),
     "half a surrogate pair in the output": (rb'{"instruction": "a", "output": "\udc00"}', ""),
@@ -145,9 +152,9 @@ def test_a_file_in_another_encoding_is_refused(tmp_path):
 
 def test_a_missing_file_names_the_flag(tmp_path, tokenizer, args):
     for read in (read_rows, lambda path: load_instruction_data(path, tokenizer, args)):
-        with pytest.raises(FileNotFoundError, match=r"train\.jsonl: no such file; point --data-dir"):
+        with pytest.raises(FileNotFoundError, match=r"^--data-dir .*: no train\.jsonl there; see data/README"):
             read(tmp_path / "train.jsonl")
-        with pytest.raises(FileNotFoundError, match="no such file"):
+        with pytest.raises(FileNotFoundError, match=" there"):
             read(tmp_path)  # a folder is no file
 
 
@@ -227,6 +234,65 @@ def test_any_text_survives_reading(tmp_path, rows, ascii_only):
     assert read_rows(path) == [Row(alpaca_prompt(r["instruction"], ""), outputs) for r, outputs in zip(rows, responses)]
 
 
+def test_fields_of_other_programs_are_known_by_their_names(tmp_path):
+    dolly = {"instruction": "Add.", "context": "1 and 2", "response": "Three.", "category": "closed_qa"}
+    trl = {"prompt": "Q: 1+2", "completion": "Three."}
+    ours = {"instruction": "Add.", "input": "", "output": "Three.", "context": "not used", "response": "not used"}
+    read = read_rows(write(tmp_path / "train.jsonl", dolly, trl, ours))
+    prompts = (alpaca_prompt("Add.", "1 and 2"), "Q: 1+2", alpaca_prompt("Add.", ""))
+    assert read == [Row(prompt, ("Three.",)) for prompt in prompts]
+
+
+def converted(message: str, folder: Path, stdin: bytes = b"") -> bytes:
+    """What the command at the end of a message prints."""
+    command = message[message.index("python -c ") :].removeprefix("python").split(" < ")[0]
+    run = subprocess.run(f"{sys.executable}{command}", shell=True, cwd=folder, input=stdin, capture_output=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+@pytest.mark.parametrize(("field", "text"), [("messages", "content"), ("conversations", "value")])
+def test_a_chat_is_answered_with_a_command_that_converts_it(tmp_path, field, text):
+    chat = {field: [{text: "Hello."}, {text: "Hi."}, {text: 'Say "it\'s".'}, {text: "it's"}]}
+    path = write(tmp_path / "chats.jsonl", chat)
+    with pytest.raises(ValueError) as error:
+        read_rows(path)
+    (tmp_path / "train.jsonl").write_bytes(converted(str(error.value), tmp_path, path.read_bytes()))
+    assert read_rows(tmp_path / "train.jsonl") == [Row(alpaca_prompt('Say "it\'s".', ""), ("it's",))]
+
+
+@pytest.mark.parametrize("name", ["set/train.json", "a set's/train.csv", "set/data/train-00000-of-00001.parquet"])
+def test_rows_in_another_format_are_answered_with_a_command_that_converts_them(tmp_path, name):
+    there = tmp_path / name
+    there.parent.mkdir(parents=True)
+    table = dataset.datasets.Dataset.from_list([{**GOOD, "input": None}, {**GOOD, "input": "é"}])
+    {".json": table.to_json, ".csv": table.to_csv, ".parquet": table.to_parquet}[there.suffix](there)
+    path = tmp_path / name.split("/")[0] / "train.jsonl"
+    with pytest.raises(FileNotFoundError, match=" there, but ") as error:
+        read_rows(path)
+    converted(str(error.value), tmp_path)
+    assert read_rows(path) == [Row(alpaca_prompt("Add.", text), ("Three.",)) for text in ("", "é")]
+
+
+def test_what_is_there_instead_of_the_file_is_named(tmp_path):
+    (tmp_path / "rows.jsonl").touch()
+    with pytest.raises(FileNotFoundError, match=r": no train.jsonl there \(found: rows.jsonl\); see"):
+        read_rows(tmp_path / "train.jsonl")
+    with pytest.raises(FileNotFoundError, match=r"--data-dir .*rows.jsonl: a file; pass the folder"):
+        read_rows(tmp_path / "rows.jsonl" / "train.jsonl")
+
+
+def test_an_evaluation_takes_rows_without_a_reference(tmp_path):
+    outputs = ["Three.", "", " \n", None, [], ["", "Three.", " "], ["", None]]
+    path = write(tmp_path / "valid.jsonl", *({**GOOD, "output": output} for output in outputs))
+    rows = read_rows(path, empty_references=True)
+    assert [row.responses for row in rows] == [("Three.",), *[("",)] * 4, ("Three.",), ("",)]
+    assert [row.place for row in rows] == [f"{path}:{line}" for line in range(1, 8)]
+    for bad in (3, [3], {}):
+        with pytest.raises(ValueError, match=f"{path}:1: output is empty or not text"):
+            read_rows(write(path, {**GOOD, "output": bad}), empty_references=True)
+
+
 # --- prompts ---------------------------------------------------------------------------------------------------------
 
 
@@ -277,6 +343,19 @@ def test_a_response_gets_the_ids_it_has_after_its_prompt():
     _, ((*ids, _),) = encode_pairs(tokenizer, ["say\n"], ["red river"])
     assert tokenizer.convert_ids_to_tokens(ids)[0][0] == "r"
     assert ids != tokenizer("red river", add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize(("make", "differs"), [(make_tokenizer, False), (with_leading_space, True)])
+def test_a_tokenizer_that_begins_a_text_with_a_space_reads_a_response_alone_otherwise(make, differs):
+    """docs/parity.md: what changes where prompt and response are tokenised together."""
+    tokenizer = make()
+    responses = [row["output"] for row in make_rows(12) if isinstance(row["output"], str)]
+    _, together = encode_pairs(tokenizer, ["Say it.\n"] * len(responses), responses)
+    for response, ids in zip(responses, together):
+        alone = tokenizer(response, add_special_tokens=False)["input_ids"]
+        assert (ids[0] != alone[0]) == differs
+        assert tokenizer.convert_ids_to_tokens(alone)[0].startswith("▁") == differs
+        assert differs or [*alone, tokenizer.eos_token_id] == ids
 
 
 def test_a_token_across_the_border_is_split_there(tokenizer):

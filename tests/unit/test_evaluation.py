@@ -1,6 +1,7 @@
 """Scores, result files, generation, and `code/evaluate.py` from the command line."""
 
 import json
+import multiprocessing
 import os
 import runpy
 import shutil
@@ -10,6 +11,7 @@ import sys
 
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -18,8 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from arguments import GenerationArguments
 from data_utils.prompts import alpaca_prompt, encode_prompts
 from evaluation.generation import generate_answers, generation_config, pad_left
-from evaluation.results import format_table, summarise, table, write_answers
-from evaluation.rouge import rouge_l
+from evaluation.results import Evaluation, format_table, summarise, table, write_summary
+from evaluation.rouge import rouge_l, tokenizer_warning
 from models.loading import load_checkpoint
 from tiny import make_rows
 
@@ -76,6 +78,41 @@ def test_many_answers_are_scored_by_several_processes_alike(monkeypatch):
     assert len(set(alone)) == 2
 
 
+@pytest.mark.parametrize(
+    ("answer", "reference", "score"),
+    [
+        ("北京是中国的首都", "北京是中国的首都", 100),
+        ("北京是首都", "北京是中国的首都", 100 * 10 / 13),
+        ("ラーメンを食べる。", "ラーメン", 100 * 8 / 12),
+        ("Москва — столица", "москва столица", 100),
+        ("हिन्दी भाषा", "हिन्दी", 100 * 2 / 3),
+        ("ＡＢＣ cafe\u0301", "abc café", 100),
+        ("The running dogs", "run dog", 80),
+    ],
+)
+def test_the_unicode_tokenizer_sees_every_script(answer, reference, score):
+    assert rouge_l([answer], [[reference]], "unicode") == pytest.approx([score])
+
+
+@given(text=st.text(st.characters(codec="ascii"), max_size=80), reference=st.text(st.characters(codec="ascii")))
+def test_english_text_scores_alike_with_both_tokenizers(text, reference):
+    assert rouge_l([text], [[reference]], "unicode") == rouge_l([text], [[reference]], "ascii")
+
+
+@pytest.mark.parametrize(
+    ("texts", "tokenizer", "warns"),
+    [
+        (["北京是首都", "a b"], "ascii", True),
+        (["北京是首都"], "unicode", False),
+        (["Garçon, où êtes-vous ?"], "ascii", False),
+        (["", "...!"], "ascii", False),
+    ],
+)
+def test_texts_that_rouge_l_does_not_see_are_reported(texts, tokenizer, warns):
+    warning = tokenizer_warning("references", texts, tokenizer)
+    assert bool(warning) == warns and (not warns or "71% of the letters of the references" in warning)
+
+
 def test_rouge_l_needs_references_for_each_answer():
     with pytest.raises(ValueError):
         rouge_l(["red", "blue"], [["red"]])
@@ -105,13 +142,55 @@ def test_columns_are_aligned():
     assert format_table(["a", "b"], [["long", "1"], ["x", "22"]]) == "a      b\n----  --\nlong   1\nx     22"
 
 
+def evaluation(root, **settings) -> Evaluation:
+    return Evaluation(root, "set-valid", {"set": "set", **settings}, {"model_path": "m"})
+
+
+def metrics(seed: int, score: float) -> dict:
+    return {"seed": seed, "rougeL": score, "made": f"2030-01-01T00:00:{seed:02}"}
+
+
 def test_answers_and_metrics_are_written(tmp_path):
-    folder = tmp_path / "set" / "seed1"
     records = [{"answer": "ä\n\u2028 \ud800"}, {"answer": "b"}]
-    write_answers(folder, records, {"rougeL": 1.5})
+    made = evaluation(tmp_path)
+    made.write(10, records, metrics(10, 1.5))
+    folder = made.folder / "seed10"
     assert [json.loads(line) for line in (folder / "answers.jsonl").read_text().split("\n")[:-1]] == records
-    assert json.loads((folder / "metrics.json").read_text()) == {"rougeL": 1.5}
+    assert json.loads((folder / "metrics.json").read_text()) == metrics(10, 1.5)
     assert {path.name for path in folder.iterdir()} == {"answers.jsonl", "metrics.json"}
+    assert json.loads((made.folder / "settings.json").read_text()) == {"set": "set", "model_path": "m"}
+    assert made.scores() == {10: 1.5}
+
+
+def test_the_summary_is_of_all_that_is_on_the_disk(tmp_path):
+    greedy, sampled = evaluation(tmp_path, do_sample=False), evaluation(tmp_path, do_sample=True)
+    assert greedy.folder != sampled.folder and evaluation(tmp_path, do_sample=True).folder == sampled.folder
+    sampled.write(20, [], metrics(20, 3.0))
+    greedy.write(10, [], metrics(10, 1.0))
+    evaluation(tmp_path, unfinished=True).folder.mkdir()
+    (tmp_path / "old-set/seed10").mkdir(parents=True)  # without a fingerprint
+    sampled.write(21, [], metrics(21, 5.0))
+    write_summary(tmp_path)
+    first, second = json.loads((tmp_path / "summary.json").read_text())["evaluations"]
+    assert (first["do_sample"], first["rougeL"]["mean"], first["fingerprint"]) == (False, 1.0, greedy.folder.name)
+    assert second["rougeL"] == {"mean": 4.0, "std": pytest.approx(2**0.5), "seeds": {"20": 3.0, "21": 5.0}}
+
+
+def write_often(root, number: int) -> None:
+    for seed in range(20):
+        evaluation(root, number=number).write(seed, [{"answer": "a" * 1000}] * 20, metrics(seed, number))
+        write_summary(root)
+
+
+def test_evaluations_at_the_same_time_do_not_damage_the_summary(tmp_path):
+    processes = [multiprocessing.get_context("fork").Process(target=write_often, args=(tmp_path, i)) for i in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    found = json.loads((tmp_path / "summary.json").read_text())["evaluations"]
+    assert {entry["number"]: len(entry["rougeL"]["seeds"]) for entry in found} == {0: 20, 1: 20, 2: 20}
 
 
 # --- generation ------------------------------------------------------------------------------------------------------
@@ -359,45 +438,144 @@ def one_rank(command, tmp_path_factory):
 
 
 def read_answers(folder) -> dict[str, list[dict]]:
-    return {
-        str(path.parent.relative_to(folder)): [json.loads(line) for line in path.read_text().splitlines()]
-        for path in sorted(folder.rglob("answers.jsonl"))
-    }
+    """By <set>-<split>/seed<S>."""
+    answers = {}
+    for path in sorted(folder.glob("*/*/seed*/answers.jsonl")):
+        key = f"{path.parts[-4]}/{path.parts[-2]}"
+        assert key not in answers, "of two evaluations"
+        answers[key] = [json.loads(line) for line in path.read_text().splitlines()]
+    return answers
 
 
 def test_every_row_is_answered_once_and_in_order(one_rank, rows, second_rows):
     folder, _ = one_rank
     answers = read_answers(folder)
-    assert set(answers) == {f"{name}/seed{seed}" for name in (rows.name, "other-set") for seed in (10, 20)}
+    assert set(answers) == {f"{name}-valid/seed{seed}" for name in (rows.name, "other-set") for seed in (10, 20)}
     for name, data in ((rows.name, rows), ("other-set", second_rows)):
         wanted = [json.loads(line) for line in (data / "valid.jsonl").read_text().splitlines()]
         for seed in (10, 20):
-            found = answers[f"{name}/seed{seed}"]
+            found = answers[f"{name}-valid/seed{seed}"]
             prompts = [alpaca_prompt(row["instruction"], row["input"]) for row in wanted]
             outputs = [row["output"] for row in wanted]
             assert [row["prompt"] for row in found] == prompts
             assert [row["references"] for row in found] == [out if isinstance(out, list) else [out] for out in outputs]
             scores = rouge_l([row["answer"] for row in found], [row["references"] for row in found])
             assert [row["rougeL"] for row in found] == pytest.approx(scores, abs=1e-3)
-        assert answers[f"{name}/seed10"] != answers[f"{name}/seed20"]
+        assert answers[f"{name}-valid/seed10"] != answers[f"{name}-valid/seed20"]
 
 
 def test_metrics_summary_and_table_agree(one_rank, rows):
     folder, out = one_rank
-    summary = json.loads((folder / "summary.json").read_text())["rougeL"]
+    evaluations = {entry["set"]: entry for entry in summary(folder)}
     for name in (rows.name, "other-set"):
-        of_seeds = []
+        of_seeds, place = [], folder / f"{name}-valid" / evaluations[name]["fingerprint"]
         for seed in (10, 20):
-            metrics = json.loads((folder / name / f"seed{seed}" / "metrics.json").read_text())
-            found = read_answers(folder / name)[f"seed{seed}"]
+            metrics = json.loads((place / f"seed{seed}" / "metrics.json").read_text())
+            found = read_answers(folder)[f"{name}-valid/seed{seed}"]
             assert metrics["rows"] == len(found) and metrics["seed"] == seed and metrics["seconds"] > 0
             assert metrics["rougeL"] == pytest.approx(sum(row["rougeL"] for row in found) / len(found), abs=1e-3)
             of_seeds.append(metrics["rougeL"])
-        assert summary[name]["mean"] == pytest.approx(sum(of_seeds) / 2)
-        assert summary[name]["seeds"] == dict(zip(("10", "20"), of_seeds))
+        assert evaluations[name]["rougeL"]["mean"] == pytest.approx(sum(of_seeds) / 2)
+        assert evaluations[name]["rougeL"]["seeds"] == dict(zip(("10", "20"), of_seeds))
         (line,) = [line for line in out.splitlines() if line.startswith(name) and line.split()[0] == name]
         assert line.split()[1:3] == [f"{score:.2f}" for score in of_seeds]
     assert "--base-path" in out  # named as a flag without effect
+
+
+def summary(folder) -> list[dict]:
+    return json.loads((folder / "summary.json").read_text())["evaluations"]
+
+
+@pytest.fixture
+def rows_copy(rows, tmp_path):
+    return shutil.copytree(rows, tmp_path / "rows")
+
+
+def test_another_evaluation_has_another_place(evaluate, tiny, rows_copy, second_rows, tmp_path):
+    """What decides a score is part of the place; nothing that was there is changed."""
+    checkpoint, results = shutil.copytree(tiny / "student", tmp_path / "epoch1"), tmp_path / "eval/epoch1"
+    flags = ["--model-path", checkpoint, *LENGTHS, "--data-dir"]
+    greedy, sampled = [*flags, rows_copy, "--dev-num", 4], [*flags, rows_copy, "--dev-num", 2, "--do-sample"]
+    evaluations = {
+        "greedy": greedy,
+        "sampled": sampled,
+        "temperature": [*sampled, "--temperature", 0.7],
+        "batches": [*sampled, "--eval-batch-size", 1],
+        "rows": [*greedy, "--dev-num", 3],
+        "lengths": [*greedy, "--max-prompt-length", 60],
+        "dtype": [*greedy, "--dtype", "bfloat16"],
+        "tokenizer": [*greedy, "--rouge-tokenizer", "unicode"],
+        "another set": [*flags, second_rows],
+    }
+
+    def files():
+        return {path: path.read_bytes() for path in results.rglob("*/*") if path.is_file()}
+
+    for number, (name, words) in enumerate(evaluations.items(), start=1):
+        before = files()
+        code, out, err = evaluate(*words)
+        assert code == 0, err
+        assert len(summary(results)) == number, name
+        assert out.rpartition("\n\n")[2].count("\n") == 3  # the table is of this evaluation
+        assert before.items() <= files().items()
+    stated = {entry["decoding"]["do_sample"]: entry for entry in reversed(summary(results))}
+    assert stated[False]["rows"]["count"] == 4 and stated[True]["decoding"]["temperature"] == 1.0
+    assert stated[False]["dtype"] == "float32" and stated[False]["model_path"] == str(checkpoint)
+
+    lines = (rows_copy / "valid.jsonl").read_text().splitlines()
+    (rows_copy / "valid.jsonl").write_text("\n".join([json.dumps({"prompt": "Say red.", "output": "red"}), *lines[1:]]))
+    evaluate(*greedy)
+    assert len(summary(results)) == number + 1, "other rows"
+    shutil.copy(tiny / "teacher/model.safetensors", checkpoint / "model.safetensors")
+    shutil.copy(tiny / "teacher/config.json", checkpoint / "config.json")
+    evaluate(*greedy)
+    assert len(summary(results)) == number + 2, "other weights"
+
+
+def test_the_same_evaluation_is_recognised(evaluate, tiny, rows, tmp_path, monkeypatch):
+    flags = ["--model-path", tiny / "student", "--data-dir", rows, "--dev-num", 3, "--save-dir", tmp_path, *LENGTHS]
+    sampled = [*flags, "--do-sample", "--seeds"]
+    generated = []
+    generate = transformers.GenerationMixin.generate
+    monkeypatch.setattr(
+        transformers.GenerationMixin,
+        "generate",
+        lambda *args, **kwargs: generated.append(1) or generate(*args, **kwargs),
+    )
+
+    def table_of(*words):
+        generated.clear()
+        code, out, err = evaluate(*words)
+        assert code == 0, err
+        return out.rpartition("ROUGE-L of")[2], len(generated)
+
+    first, batches = table_of(*sampled, 10, 20)
+    answers = read_answers(tmp_path)
+    assert batches and table_of(*sampled, 10, 20) == (first, 0)
+    assert table_of(*sampled, 20, 30, 10)[1] == batches / 2
+    assert answers.items() < read_answers(tmp_path).items()
+    assert table_of(*sampled, 10, 20, "--force") == (first, batches)
+    assert answers.items() < read_answers(tmp_path).items()
+    assert table_of(*flags, "--seed", 5)[1] and table_of(*flags, "--seed", 6)[1] == 0  # greedy: of any seed
+    assert len(summary(tmp_path)) == 2
+
+
+def test_an_empty_reference_counts_0_and_is_named(evaluate, tiny, tmp_path):
+    rows = [{"prompt": "Say red.", "output": output} for output in ("red", "", ["", "red"])]
+    (tmp_path / "valid.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--model-path", tiny / "student", "--data-dir", tmp_path, *LENGTHS, "--save-dir", tmp_path / "out"]
+    code, out, err = evaluate(*flags)
+    assert code == 0, err
+    assert f"1 rows have an empty reference and count 0: {tmp_path / 'valid.jsonl'}:2\n" in out
+    ((*_, empty, last),) = read_answers(tmp_path / "out").values()
+    assert empty["references"] == [""] and empty["rougeL"] == 0 and last["references"] == ["red"]
+
+
+def test_references_that_rouge_l_does_not_see_are_reported(evaluate, tiny, tmp_path):
+    (tmp_path / "valid.jsonl").write_text(json.dumps({"prompt": "Say red.", "output": "北京是首都"}) + "\n")
+    flags = ["--model-path", tiny / "student", "--data-dir", tmp_path, *LENGTHS, "--save-dir", tmp_path / "out"]
+    assert evaluate(*flags)[1].count("100% of the letters of the references, which are not a-z: --rouge-tokenizer") == 1
+    assert "--rouge-tokenizer" not in evaluate(*flags, "--rouge-tokenizer", "unicode")[1]
 
 
 def test_two_ranks_give_the_same_answers(one_rank, command, tmp_path):
@@ -423,7 +601,7 @@ def test_without_sampling_one_seed_is_enough(evaluate, tiny, rows, tmp_path):
     flags = ["--model-path", tiny / "student", "--data-dir", rows, "--dev-num", 1, "--save-dir", tmp_path, *LENGTHS]
     code, out, _ = evaluate(*flags, "--seeds", 10, 20)
     assert code == 0 and "only seed 10 runs" in out
-    assert list(read_answers(tmp_path)) == [f"{rows.name}/seed10"]
+    assert list(read_answers(tmp_path)) == [f"{rows.name}-valid/seed10"]
 
 
 def test_folders_of_one_name_do_not_overwrite_each_other(evaluate, tiny, rows, tmp_path):
@@ -536,8 +714,13 @@ MISTAKES = {
     "no such name on the hub": ("nobody/nothing", "{rows}", "", "nobody/nothing: "),
     "a checkpoint without weights": ("{no_weights}", "{rows}", "", "{no_weights}: "),
     "a tokenizer without EOS": ("{no_eos}", "{rows}", "", "{no_eos}: its tokenizer has no EOS"),
-    "no data": ("{student}", "{missing}", "", "{missing}/valid.jsonl: no such file; point --data-dir"),
-    "no such split": ("{student}", "{rows}", "--split test", "{rows}/test.jsonl: no such file"),
+    "no data": ("{student}", "{missing}", "", "--data-dir {missing}: no valid.jsonl there; see"),
+    "no such split": (
+        "{student}",
+        "{rows}",
+        "--split test",
+        "--data-dir {rows}: no test.jsonl there (found: dev.jsonl, t",
+    ),
     "a bad row": ("{student}", "{bad_rows}", "", "{bad_rows}/valid.jsonl:1: no output"),
     "an unknown flag": ("{student}", "{rows}", "--sede 1", "--sede: unknown flag; did you mean --seed?"),
     "a bad value": ("{student}", "{rows}", "--top-p 2", "--top-p 2.0: "),

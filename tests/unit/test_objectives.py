@@ -352,6 +352,19 @@ def test_unknown_names_are_refused(name):
         build(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("ToDI", "todi"), ("TODI", "todi"), ("kl", "fkl or rkl"), ("KL_div", "fkl or rkl"), ("reverse-kl", "reverse_kl")],
+)
+def test_an_unknown_name_is_answered_with_what_it_resembles(name, meant):
+    with pytest.raises(
+        ValueError, match=f"^--kd-objective {name}: unknown objective; did you mean {meant}\\? choose one"
+    ):
+        build_criterion(name, KDArguments())
+    with pytest.raises(ValueError, match=f"^--adakd-base {name}: did you mean {meant}\\? adakd wraps one of"):
+        build_criterion("adakd", KDArguments(adakd_base=name))
+
+
 def test_an_unknown_name_is_answered_with_the_known_ones():
     with pytest.raises(ValueError, match="--kd-objective kl: ") as error:
         build("kl")

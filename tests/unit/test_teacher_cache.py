@@ -17,6 +17,7 @@ from arguments import DataArguments, TeacherArguments
 from data_utils.atomic import WriteError
 from data_utils.batches import EpochPlan, Example, collate
 from data_utils.dataset import load_instruction_data
+from models import files
 from models.loading import load_teacher, load_tokenizer
 from models.probes import split
 from teacher import CachedTeacher, LiveTeacher
@@ -154,14 +155,14 @@ def test_another_teacher_is_refused_by_name(tiny, teacher, tmp_path):
 
 
 def test_a_large_weight_file_is_sampled_from_end_to_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(teacher_cache, "SAMPLES", 5)
-    monkeypatch.setattr(teacher_cache, "SAMPLE_BYTES", 10)
+    monkeypatch.setattr(files, "SAMPLES", 5)
+    monkeypatch.setattr(files, "SAMPLE_BYTES", 10)
     file = tmp_path / "model.safetensors"
     file.write_bytes(bytes(200))
-    before = teacher_cache._digest([file])
+    before = files.digest([file])
     for place in (0, 199, 95):
         file.write_bytes(bytes(place) + b"x" + bytes(199 - place))
-        assert teacher_cache._digest([file]) != before
+        assert files.digest([file]) != before
 
 
 def test_a_damaged_shard_is_named(tiny, data, teacher, tmp_path, alone):

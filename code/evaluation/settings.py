@@ -1,0 +1,58 @@
+"""What an evaluation was made from: all that decides its answers and scores but the seed.
+
+In: the flags, the loaded model and the rows. Out: a dictionary whose hash names the results; a change of any part of it
+(rows, decoding, lengths, dtype, weights, ...) gives another place.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from arguments import EvaluateArguments, GenerationArguments
+from data_utils.dataset import Row
+from evaluation.generation import decoding
+from models.files import digest
+from models.loading import adapter_base
+
+PROMPT_TEMPLATE = "alpaca, or the row's own prompt"
+CHECKPOINT_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")  # weights, config, tokenizer
+
+
+def evaluation_settings(
+    model: PreTrainedModel, name: str, rows: Sequence[Row], args: EvaluateArguments, generation: GenerationArguments
+) -> dict:
+    """As JSON has it. All but `weights` is equal for checkpoints that are evaluated in the same way."""
+    of_rows = hashlib.sha256(json.dumps([(row.prompt, row.responses) for row in rows]).encode()).hexdigest()
+    # A batch draws from one generator, so what is in it decides what is drawn.
+    draws = {"tokens_per_batch": args.eval_batch_size * args.max_length, "device": model.device.type}
+    return {
+        "weights": _weights(args, model),
+        "set": name,
+        "split": args.split,
+        "rows": {"count": len(rows), "sha256": of_rows},
+        "prompt_template": PROMPT_TEMPLATE,
+        "max_length": args.max_length,
+        "max_prompt_length": args.max_prompt_length,
+        "decoding": decoding(generation, args.max_length - args.max_prompt_length),
+        "draws": draws if generation.do_sample else None,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attn_implementation": model.config._attn_implementation,
+        "rouge_tokenizer": generation.rouge_tokenizer,
+    }
+
+
+def _weights(args: EvaluateArguments, model: PreTrainedModel) -> dict[str, str]:
+    """Of the model, its adapter and their tokenizers: a folder that was replaced is another checkpoint."""
+    path, adapter = args.model_path, args.peft_path
+    if adapter is None and (Path(path) / "adapter_config.json").is_file():
+        path, adapter = adapter_base(path)[0], path
+    parts = {"model": path} | ({} if adapter is None else {"adapter": adapter})
+    return {part: _digest(Path(place)) or model.config._commit_hash for part, place in parts.items()}
+
+
+def _digest(folder: Path) -> str | None:
+    files = sorted(path for path in folder.glob("*") if path.suffix in CHECKPOINT_FILES and path.is_file())
+    return digest(files) if files else None

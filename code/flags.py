@@ -1,0 +1,319 @@
+"""The command line of every entry point: dataclass fields become flags; a wrong word is answered with what to do.
+
+In: an argument list and the dataclasses of `arguments.py`. Out: their instances. A field is a flag of its name, in
+dashes (as --help shows it) or underscores; type, default and help come from the field. Nothing slow is imported here,
+so that --help and a mistyped flag are answered in a fraction of a second.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import inspect
+import os
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from types import NoneType, UnionType
+from typing import Any, Literal, NamedTuple, NoReturn, Union, get_args, get_origin, get_type_hints
+
+# Reference flags without a meaning here: what they asked for always happens, or never does, whatever their value.
+IGNORED_FLAGS = frozenset(
+    "base-path model-type teacher-model-type n-gpu n-nodes ckpt-name teacher-ckpt-name peft-name teacher-peft-name "
+    "type task do-train do-valid do-eval teacher-model-fp16 model-dtype teacher-model-dtype mid-log-num "
+    "save-additional-suffix save-rollout num-workers min-prompt-length json-data bin-data txt-data prompt-type "
+    "eval-ppl eval-rw only-prompt seed-order seed-data seed-ppo seed-lm attn-dtype xops-attn loss-scale model-parallel "
+    "model-parallel-size no-value dropout-path-rate force-process-demo gen-num eb-sample-times data-names peft "
+    "eval-gen data-process-workers eval-tqdm report-logits only-save-projector debug".split()
+)
+LAUNCHER_FLAGS = frozenset(("deepspeed", "local-rank", "deepscale", "deepspeed-config"))
+# Flags of other trainers (Transformers, TRL, LLaMA-Factory, Axolotl) under the names that they have here.
+RENAMED_FLAGS = {
+    **dict.fromkeys(("model-name-or-path", "model-name", "model", "pretrained-model-name-or-path"), "model-path"),
+    "teacher-model-name-or-path": "teacher-model-path",
+    **dict.fromkeys(("dataset", "dataset-name", "dataset-path", "train-file", "data-path", "data"), "data-dir"),
+    **dict.fromkeys(("output-dir", "output", "out-dir"), "save-dir"),
+    "resume-from-checkpoint": "resume",
+    "overwrite-output-dir": "resume never",
+    "num-train-epochs": "num-epochs",
+    "max-steps": "total-iters",
+    **dict.fromkeys(("per-device-train-batch-size", "train-batch-size", "micro-batch-size"), "batch-size"),
+    **dict.fromkeys(("per-device-eval-batch-size", "per-gpu-eval-batch-size"), "eval-batch-size"),
+    "grad-accum": "gradient-accumulation-steps",
+    "learning-rate": "lr",
+    "min-lr": "lr-min",
+    **dict.fromkeys(("lr-scheduler-type", "lr-scheduler"), "lr-decay-style"),
+    "warmup-steps": "warmup-iters",
+    "max-grad-norm": "clip-grad",
+    "logging-steps": "log-interval",
+    **dict.fromkeys(("eval-steps", "eval-strategy", "evaluation-strategy"), "eval-interval"),
+    **dict.fromkeys(("save-steps", "save-strategy"), "save-interval"),
+    "save-total-limit": "keep-best-n-checkpoints",
+    "max-train-samples": "train-num",
+    **dict.fromkeys(("max-eval-samples", "max-samples", "limit"), "dev-num"),
+    **dict.fromkeys(("max-seq-length", "max-seq-len", "model-max-length", "cutoff-len", "block-size"), "max-length"),
+    "predict-with-generate": "eval-gen",
+    **dict.fromkeys(("use-peft", "use-lora"), "peft lora"),
+    **dict.fromkeys(("lora-r", "lora-rank"), "peft-lora-r"),
+    "lora-alpha": "peft-lora-alpha",
+    "lora-dropout": "peft-lora-dropout",
+    **dict.fromkeys(("lora-target-modules", "lora-target"), "peft-lora-target-modules"),
+    **dict.fromkeys(("adapter", "adapter-path", "adapter-name-or-path", "lora-path"), "peft-path"),
+    **dict.fromkeys(("use-flash-attention-2", "use-flash-attn", "flash-attn"), "attn-implementation flash_attention_2"),
+    "loss-type": "kd-objective",
+    "torch-dtype": "dtype",
+    **{short: f"dtype {long}" for short, long in (("bf16", "bfloat16"), ("fp16", "float16"), ("fp32", "float32"))},
+}
+# Flags that would change the run if they were ignored: refused, with what to use instead.
+REPLACED_FLAGS = {
+    "train-ratio": "pass the number of rows with --train-num",
+    "dev-ratio": "pass the number of rows with --dev-num",
+    "lr-decay-iters": "the schedule always ends at the last step; shorten the run with --total-iters",
+    "train-iters-per-epoch": "an epoch is one pass over the data; shorten the run with --total-iters or --train-num",
+    "scheduler-name": "choose the schedule with --lr-decay-style",
+    "deepscale-config": "pass the file with --deepspeed_config",
+    "load": "start from a checkpoint with --model-path",
+    "lm-data-dir": "only instruction data is trained on; see --data-dir",
+    "prompt-data-dir": "only instruction data is trained on; see --data-dir",
+    "pretrain-data-dir": "only instruction data is trained on; see --data-dir",
+    "teacher-temperature": "--kd-temperature divides the logits of both models",
+    "label-smoothing": "the labels' share of the loss is plain cross-entropy",
+    "eval-gen-repeat-times": "one pass of dev answers ranks a checkpoint; code/evaluate.py takes several --seed",
+    **{
+        name: f"the DeepSpeed config decides: PRECISION={value} in front of a script, or --deepspeed_config FILE "
+        "(configs/deepspeed)"
+        for name, value in {"bf16": "bf16", "fp16": "fp16", "fp32": "fp32", "tf32": "fp32"}.items()
+    },
+    **dict.fromkeys(
+        ("report-to", "logging-dir", "run-name"),
+        "metrics.jsonl and train.log in --save-dir have what is logged; drop the flag",
+    ),
+    **dict.fromkeys(("optim", "adam-beta1", "adam-beta2", "adam-epsilon"), "the optimiser is PyTorch's AdamW"),
+    **dict.fromkeys(("load-in-4bit", "load-in-8bit"), "weights are not quantised; --peft lora trains an adapter"),
+    **dict.fromkeys(
+        ("projector-config-path", "projector-path", "projector-lr", "pretrained-projector", "pretrained-projector-lr"),
+        "objectives that need a projector are not part of this framework",
+    ),
+    **dict.fromkeys(
+        (
+            "vocab-alignment-path",
+            "teacher-to-student-token-mapping",
+            "teacher-to-student-id-mapping",
+            "student-to-teacher-token-mapping",
+            "student-to-teacher-id-mapping",
+        ),
+        "teacher and student share a vocabulary, which is checked at the start",
+    ),
+}
+WORDS_FOR_TRUE, WORDS_FOR_FALSE = {"true", "yes", "t", "y", "1"}, {"false", "no", "f", "n", "0"}
+HELP_COLUMN = 34
+NOTE = "A flag may be spelled with dashes or underscores. A switch also takes true or false, or has a --no- form."
+
+
+def option(
+    *, default: Any = dataclasses.MISSING, default_factory: Any = dataclasses.MISSING, aliases: Sequence[str], help: str
+) -> Any:
+    """A dataclass field whose flag has other names too."""
+    metadata = {"aliases": aliases, "help": help}
+    return dataclasses.field(default=default, default_factory=default_factory, metadata=metadata)
+
+
+class Flag(NamedTuple):
+    """One field, as the command line sees it. kind: of one value; choices: the only values, or none."""
+
+    field: dataclasses.Field
+    kind: type
+    choices: tuple[str, ...]
+    many: bool
+
+    @classmethod
+    def of(cls, field: dataclasses.Field, annotation: object) -> "Flag":
+        if get_origin(annotation) in (UnionType, Union):
+            (annotation,) = (part for part in get_args(annotation) if part is not NoneType)
+        many = get_origin(annotation) is list
+        if many:
+            (annotation,) = get_args(annotation)
+        choices = get_args(annotation) if get_origin(annotation) is Literal else ()
+        return cls(field, str if choices else annotation, choices, many)
+
+    @property
+    def option(self) -> str:
+        return f"--{self.field.name.replace('_', '-')}"
+
+    @property
+    def required(self) -> bool:
+        return self.default is dataclasses.MISSING
+
+    @property
+    def default(self) -> Any:
+        factory = self.field.default_factory
+        return self.field.default if factory is dataclasses.MISSING else factory()
+
+    @property
+    def spellings(self) -> dict[str, str]:
+        """Every way to write the flag -> the way that argparse knows."""
+        names = [self.option, *self.field.metadata.get("aliases", ())]
+        spellings = {spelling: self.option for name in names for spelling in (name, f"--{_underscored(name)}")}
+        if self.kind is bool:
+            off = f"--no-{self.option[2:]}"
+            spellings |= dict.fromkeys((off, f"--{_underscored(off)}"), f"{self.option}=false")
+        return spellings
+
+    def value(self, text: str) -> Any:
+        """Raises ValueError with flag, value and remedy."""
+        if self.choices and text not in self.choices:
+            raise ValueError(f"{self.option} {text}: choose {' or '.join(self.choices)}")
+        if self.kind is bool:
+            if text.lower() not in WORDS_FOR_TRUE | WORDS_FOR_FALSE:
+                raise ValueError(f"{self.option} {text}: pass true or false, or the flag alone")
+            return text.lower() in WORDS_FOR_TRUE
+        try:
+            return self.kind(text)
+        except ValueError:
+            whole = "whole " if self.kind is int else ""
+            raise ValueError(f"{self.option} {text}: pass a {whole}number") from None
+
+    @property
+    def usage(self) -> str:
+        values = "|".join(self.choices) or self.field.name.split("_")[-1].upper()
+        if self.kind is bool:
+            values = "true|false" if self.default else ""
+        return f"{self.option} {values}{' ...' if self.many else ''}".rstrip()
+
+    def help(self, width: int) -> list[str]:
+        """The lines of --help."""
+        text = self.field.metadata["help"]
+        if self.required:
+            text += " (required)"
+        elif self.default is not None and self.default is not False:
+            default = " ".join(map(str, self.default)) if self.many else str(self.default)
+            text += f" (default: {default.lower() if self.kind is bool else default})"
+        margin = " " * HELP_COLUMN
+        lines = textwrap.wrap(text, width, initial_indent=margin, subsequent_indent=margin, break_on_hyphens=False)
+        words = f"  {self.usage}"
+        if len(words) < HELP_COLUMN - 1:
+            return [words + lines[0][len(words) :], *lines[1:]]
+        return [words, *lines]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises where argparse would exit: the entry points report every mistake in the same way."""
+
+    def __init__(self, program: str, groups: dict[type, list[Flag]]):
+        super().__init__(prog=program, allow_abbrev=False)
+        self.groups = groups
+        for flag in (flag for flags in groups.values() for flag in flags):
+            count = {"nargs": "+"} if flag.many else {"nargs": "?", "const": "true"} if flag.kind is bool else {}
+            default = argparse.SUPPRESS
+            self.add_argument(flag.option, dest=flag.field.name, required=flag.required, default=default, **count)
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message.removeprefix("argument "))
+
+    def format_help(self) -> str:
+        width = min(shutil.get_terminal_size().columns, 120)
+        needed = [flag.usage for flags in self.groups.values() for flag in flags if flag.required]
+        lines = [f"usage: python {self.prog} {' '.join(needed)} [FLAGS]", "", *textwrap.wrap(NOTE, width)]
+        for group, flags in self.groups.items():
+            lines += ["", inspect.getdoc(group).splitlines()[0]]
+            lines += [line for flag in flags for line in flag.help(width)]
+        return "\n".join(lines) + "\n"
+
+
+def parse(argv: Sequence[str], groups: Sequence[type], program: str) -> list:
+    """An instance of each group, then the names of the accepted flags that have no effect.
+
+    Raises ValueError with the flag, its value and the remedy; prints the help and exits for --help.
+    """
+    flags = {group: _flags(group) for group in groups}
+    of_name = {flag.field.name: flag for group in flags.values() for flag in group}
+    spellings = {spelling: known for flag in of_name.values() for spelling, known in flag.spellings.items()}
+    words, ignored = _without_ignored(argv, spellings)
+    given, unknown = _Parser(program, flags).parse_known_args([_respelled(word, spellings) for word in words])
+    if unknown:
+        raise ValueError(_refusal(unknown[0], spellings))
+    values: dict[str, Any] = {}
+    for name, text in vars(given).items():
+        flag = of_name[name]
+        values[name] = [flag.value(word) for word in text] if flag.many else flag.value(text)
+    of_groups = [{flag.field.name for flag in flags[group]} & values.keys() for group in groups]
+    return [*(group(**{name: values[name] for name in names}) for group, names in zip(groups, of_groups)), ignored]
+
+
+def answer_early(parse_arguments: Callable[[Sequence[str]], object]) -> None:
+    """Ends the program at --help, or with 2 at a wrong flag. An entry calls it before it imports what takes seconds."""
+    try:
+        parse_arguments(sys.argv[1:])
+    except ValueError as error:
+        show_error(error)
+        sys.exit(2)
+
+
+def show_error(error: Exception) -> None:
+    """What a user got wrong, a line for each mistake, from one process of each node."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr, flush=True)
+
+
+def _flags(group: type) -> list[Flag]:
+    hints = get_type_hints(group)
+    return [Flag.of(field, hints[field.name]) for field in dataclasses.fields(group)]
+
+
+def _underscored(option_string: str) -> str:
+    return option_string.removeprefix("--").replace("-", "_")
+
+
+def _respelled(word: str, spellings: dict[str, str]) -> str:
+    flag, equals, value = word.partition("=")
+    return spellings.get(flag, flag) + equals + value
+
+
+def _without_ignored(argv: Sequence[str], known: dict[str, str]) -> tuple[list[str], tuple[str, ...]]:
+    """The words that are left for the parser, and the accepted flags that are not; each takes its one value along."""
+    words: list[str] = []
+    ignored: list[str] = []
+    taking_value = False
+    previous = ""
+    for word in argv:
+        flag = word.split("=")[0]
+        name = flag[2:].replace("_", "-")
+        is_value = not word.startswith("-") or word[1:2].isdigit()
+        if (previous == "--deepspeed" and is_value) or word.startswith("--deepspeed="):
+            raise ValueError(f"--deepspeed {word}: takes no value; pass the file with --deepspeed_config")
+        previous = word
+        if taking_value and is_value and not _is_variable(word):
+            taking_value = False
+        elif flag.startswith("--") and flag not in known and name in IGNORED_FLAGS | LAUNCHER_FLAGS:
+            taking_value = "=" not in word
+            if name not in LAUNCHER_FLAGS:
+                ignored.append(flag)
+        else:
+            taking_value = False
+            words.append(word)
+    return words, tuple(ignored)
+
+
+def _is_variable(word: str) -> bool:
+    return re.match(r"[A-Z][A-Z0-9_]*=", word) is not None
+
+
+def _refusal(word: str, known: dict[str, str]) -> str:
+    """What to say of a word that no flag takes."""
+    if _is_variable(word):
+        return f"{word}: a variable behind the command; put it in front: {word} bash SCRIPT"
+    if not word.startswith("--"):
+        return f"{word!r}: a value without a flag; quote values that contain spaces"
+    flag = word.split("=")[0]
+    name = flag[2:].replace("_", "-")
+    renamed = RENAMED_FLAGS.get(name)
+    if renamed is not None and f"--{renamed.split()[0]}" in known:
+        return f"{flag}: a flag of other trainers; here it is --{renamed}"
+    if name in REPLACED_FLAGS:
+        return f"{flag}: not supported; {REPLACED_FLAGS[name]}"
+    close = difflib.get_close_matches(name, [option[2:] for option in known if "_" not in option], n=1)
+    return f"{flag}: unknown flag; " + (
+        f"did you mean --{close[0]}?" if close else "see --help for the flags there are"
+    )
