@@ -23,6 +23,7 @@ from arguments import EvaluateArguments, EvaluateConfig, GenerationArguments, pa
 from data_utils.atomic import WriteError, write_text
 from data_utils.dataset import Row, read_rows
 from data_utils.prompts import cut_prompts, encode_prompts
+from evaluation.defaults import fill_in
 from evaluation.generation import generate_answers
 from evaluation.results import summarise, table, write_answers
 from evaluation.rouge import rouge_l
@@ -34,6 +35,7 @@ from training.stopping import NOT_WRITTEN
 def main(argv: list[str]) -> None:
     try:
         config = parse_evaluate_arguments(argv)
+        config = config._replace(evaluate=fill_in(config.evaluate))
         args, data = config.evaluate, read_data(config.evaluate)
         model, tokenizer = load(args)
     except USER_ERRORS as error:  # what a user can get wrong; a failure later keeps its traceback
