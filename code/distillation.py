@@ -83,7 +83,10 @@ def prepare(argv: list[str]) -> Trainer | None:
     """
     config = parse_train_arguments(argv)
     device = init_distributed()
-    criterion, settings = together(lambda: check(config))
+    config, criterion, settings = together(lambda: check(config))
+    of_first = [config]  # the best checkpoint of a run that still trains could differ between ranks
+    dist.broadcast_object_list(of_first)
+    (config,) = of_first
     examined = together(lambda: examine(config, criterion, settings), only=is_main_process())
     save_dir = Path(config.train.save_dir)
     resume = open_resume(config, settings)
@@ -146,6 +149,7 @@ def log_start(
     """What the run is, into args.json and train.log."""
     if is_main_process():
         write_text(save_dir / "args.json", json.dumps(config.flags | {"deepspeed": settings}, indent=2) + "\n")
+    logger.info("run folder %s", save_dir)
     logger.info("objective %s, %d ranks, %s", config.kd.objective, dist.get_world_size(), training_dtype(settings))
     if config.ignored_flags:
         logger.info("without effect here: %s", " ".join(config.ignored_flags))

@@ -8,10 +8,11 @@ from pathlib import Path
 from deepspeed.accelerator import get_accelerator
 
 from arguments import TrainConfig
-from criterions import Criterion, build_criterion
+from criterions import Criterion, build_criterion, unused_arguments
 from criterions.fused import check_compiler
 from data_utils.dataset import InstructionDataset
 from models.files import check_adapter_path, check_model_path, check_revision
+from preflight.defaults import with_accumulation, with_checkpoints, with_precision, with_save_dir
 from preflight.plans import Ranks, check_positions, plan_cache, plan_data, plan_disk, plan_memory, plan_steps
 from preflight.report import Report
 from preflight.skeleton import ModelFacts, student_facts, teacher_facts
@@ -20,9 +21,18 @@ from training.engine import read_deepspeed_config, training_dtype
 from training.teachers import teacher_dtype
 
 
-def check(config: TrainConfig) -> tuple[Criterion, dict]:
-    """The objective and DeepSpeed's settings. Raises ValueError, a line for each file or flag that is wrong."""
-    report, criterion, settings = Report(), None, {}
+def check(config: TrainConfig) -> tuple[TrainConfig, Criterion, dict]:
+    """The flags with what they leave open filled in, the objective and DeepSpeed's settings.
+
+    Raises ValueError, a line for each file or flag that is wrong.
+    """
+    report, criterion, settings, ranks = Report(), None, {}, Ranks.from_environment()
+    with report.check():
+        config = with_checkpoints(config)
+    with report.check():
+        config = with_precision(config)
+    with report.check():
+        config = with_accumulation(config, ranks)
     with report.check():
         criterion = build_criterion(config.kd.objective, config.kd)
     with report.check():
@@ -41,7 +51,7 @@ def check(config: TrainConfig) -> tuple[Criterion, dict]:
     with report.check():
         _check_data(config)
     report.stop_on_errors()
-    return criterion, settings
+    return with_save_dir(config, criterion, settings, ranks), criterion, settings
 
 
 def _check_teacher(config: TrainConfig) -> None:
@@ -78,6 +88,10 @@ class Examination:
         self.report = Report()
         self.student: ModelFacts | None = None
         self.teacher: ModelFacts | None = None
+        self.report.fact("folder", str(config.train.save_dir))
+        for name, value in unused_arguments(criterion, config.kd).items():
+            flag = f"--{name.replace('_', '-')}"
+            self.report.warn(f"{flag} {value} has no effect: {config.kd.objective} does not use it")
         self._examine(criterion.needs_teacher)
 
     def _examine(self, needs_teacher: bool) -> None:
