@@ -48,9 +48,17 @@ def _rows(group: object, *names: str) -> None:
 class ModelArguments:
     """The student."""
 
-    model_path: str = field(metadata={"help": "Student: a folder, a checkpoint or a hub id."})
+    model_path: str = field(
+        metadata={"help": "Student: a folder, a checkpoint, a run (its best checkpoint) or a hub id."}
+    )
     model_revision: str | None = field(
         default=None, metadata={"help": "Commit, tag or branch of a hub id in --model-path."}
+    )
+    model_type: str | None = field(
+        default=None, metadata={"help": "Family of the student; names the folder of the run, nothing else."}
+    )
+    ckpt_name: str | None = field(
+        default=None, metadata={"help": "Name of the student in that folder; default: from --model-path."}
     )
     peft: Literal["lora"] | None = field(default=None, metadata={"help": "Train a LoRA adapter, not the weights."})
     peft_path: str | None = field(default=None, metadata={"help": "Continue this adapter (with --peft lora)."})
@@ -79,12 +87,17 @@ class ModelArguments:
 class TeacherArguments:
     """The teacher; needed by every objective but cross_entropy."""
 
-    teacher_model_path: str | None = field(default=None, metadata={"help": "Teacher: a folder or a hub id."})
+    teacher_model_path: str | None = field(
+        default=None, metadata={"help": "Teacher: a folder, a checkpoint, a run (its best checkpoint) or a hub id."}
+    )
+    teacher_ckpt_name: str | None = field(
+        default=None, metadata={"help": "Name of the teacher in the run's folder; default: from --teacher-model-path."}
+    )
     teacher_revision: str | None = field(
         default=None, metadata={"help": "Commit, tag or branch of a hub id in --teacher-model-path."}
     )
     teacher_peft_path: str | None = field(
-        default=None, metadata={"help": "Folder of a LoRA adapter that is merged into the teacher."}
+        default=None, metadata={"help": "A LoRA adapter, or the run that trained it, to merge into the teacher."}
     )
     teacher_dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = field(
         default=None, metadata={"help": "Of the teacher's weights; default: as the student's; auto: as stored."}
@@ -233,6 +246,10 @@ class TrainArguments:
         default=None, metadata={"help": "Instead of --batch-size: as many examples as fit; at least --max-length."}
     )
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Micro-batches of an optimiser step."})
+    global_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Examples per optimiser step over all ranks; derives --gradient-accumulation-steps."},
+    )
     eval_batch_size: int = field(
         default=16, metadata={"help": "Dev examples of --max-length that one rank has room for; of shorter ones, more."}
     )
@@ -250,7 +267,11 @@ class TrainArguments:
     weight_decay: float = field(default=0.01, metadata={"help": "On matrices only: no biases, no norms."})
     clip_grad: float = field(default=1.0, metadata={"help": "Global gradient norm; 0: no clipping."})
     seed: int = field(default=10, metadata={"help": "Decides initialisation, dropout and the order of the data."})
-    save_dir: str = option(default="outputs/run", aliases=["--save"], help="Checkpoints and logs go here.")
+    save_dir: str | None = option(
+        default=None,
+        aliases=["--save"],
+        help="Checkpoints and logs go here; default: outputs/<model-type>/<ckpt-name>/<objective>/<settings>.",
+    )
     save_interval: int = field(default=1, metadata={"help": "Epochs between checkpoints."})
     eval_interval: int = field(
         default=1, metadata={"help": "Epochs between dev evaluations; a checkpoint is always evaluated."}
@@ -274,12 +295,28 @@ class TrainArguments:
     deepspeed_config: str | None = field(
         default=None, metadata={"help": "DeepSpeed's JSON file (ZeRO stage, dtype); default: ZeRO-0 in fp32."}
     )
+    precision: Literal["auto", "bf16", "fp16", "fp32"] | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of --deepspeed_config: ZeRO-1 in this precision; auto: bf16, else fp16, on a GPU that has "
+            "it, fp32 on a CPU."
+        },
+    )
 
     def __post_init__(self):
         _positive(self, "batch_size", "gradient_accumulation_steps", "eval_batch_size", "num_epochs", "lr")
         _positive(self, "log_interval", "max_bad_steps")
         tokens = self.tokens_per_micro_batch
         _require(tokens is None or tokens > 0, "tokens_per_micro_batch", tokens, "pass a number of tokens")
+        batch = self.global_batch_size
+        _require(batch is None or batch > 0, "global_batch_size", batch, "pass a number of examples")
+        _require(
+            batch is None or tokens is None,
+            "global_batch_size",
+            batch,
+            f"counts examples, and --tokens-per-micro-batch {tokens} fills by tokens; pass one of the two (in front "
+            "of a script: TOKENS_PER_MICRO_BATCH without GLOBAL_BATCH)",
+        )
         _require(self.resume_interval >= 0, "resume_interval", self.resume_interval, "pass 0 or more steps")
         for name in ("save_interval", "eval_interval"):
             value = getattr(self, name)
@@ -331,8 +368,12 @@ class GenerationArguments:
 class EvaluateArguments:
     """What is evaluated, on what, and where the results go."""
 
-    model_path: str = field(metadata={"help": "A checkpoint: full, or a LoRA adapter; or a base with --peft-path."})
-    data_dir: list[str] = field(metadata={"help": "One or more folders with the split to answer."})
+    model_path: str = field(
+        metadata={"help": "A checkpoint or a run (its best checkpoint), full or LoRA; or a base with --peft-path."}
+    )
+    data_dir: list[str] | None = field(
+        default=None, metadata={"help": "One or more folders with the split to answer; default: the run's own data."}
+    )
     peft_path: str | None = field(default=None, metadata={"help": "Adapter to put on --model-path."})
     model_revision: str | None = field(
         default=None, metadata={"help": "Commit, tag or branch of a hub id in --model-path."}
@@ -345,8 +386,12 @@ class EvaluateArguments:
         help="Prompts with answers of --max-length together that a batch has room for; of shorter ones, more.",
     )
     dev_num: int = option(default=-1, aliases=["--eval-num", "--eval_num"], help="Use the first rows only; -1: all.")
-    max_length: int = field(default=512, metadata={"help": "Tokens of prompt and answer together."})
-    max_prompt_length: int = field(default=256, metadata={"help": "Longer prompts are cut in the middle."})
+    max_length: int | None = field(
+        default=None, metadata={"help": "Tokens of prompt and answer together; default: as the run, else 512."}
+    )
+    max_prompt_length: int | None = field(
+        default=None, metadata={"help": "Longer prompts are cut in the middle; default: as the run, else 256."}
+    )
     save_dir: str | None = option(
         default=None, aliases=["--save"], help="Results; default: eval/<checkpoint's name> beside the checkpoint."
     )
@@ -360,12 +405,13 @@ class EvaluateArguments:
     def __post_init__(self):
         _positive(self, "eval_batch_size")
         _rows(self, "dev_num")
-        _require(self.max_prompt_length >= 32, "max_prompt_length", self.max_prompt_length, "pass 32 or more")
+        longest, longest_prompt = self.max_length, self.max_prompt_length
+        _require(longest_prompt is None or longest_prompt >= 32, "max_prompt_length", longest_prompt, "pass 32 or more")
         _require(
-            self.max_length > self.max_prompt_length,
+            longest is None or longest > (longest_prompt or 32),
             "max_length",
-            self.max_length,
-            f"pass more than --max-prompt-length {self.max_prompt_length}",
+            longest,
+            f"pass more than --max-prompt-length {longest_prompt or 32}",
         )
         _require(len(set(self.seed)) == len(self.seed), "seed", self.seed, "name each seed once")
 

@@ -92,7 +92,10 @@ def prepare(argv: list[str]) -> Trainer | None:
     """
     config = parse_train_arguments(argv)
     device = init_distributed()
-    criterion, settings = together(lambda: check(config))
+    config, criterion, settings = together(lambda: check(config))
+    of_first = [config]  # the best checkpoint of a run that still trains could differ between ranks
+    dist.broadcast_object_list(of_first)
+    (config,) = of_first
     examined = together(lambda: examine(config, criterion, settings), only=is_main_process())
     save_dir = Path(config.train.save_dir)
     resume = open_resume(config, settings)
@@ -166,6 +169,7 @@ def log_start(
     if is_main_process():
         everything = config.flags | {"deepspeed": settings, "run": provenance(argv)}
         write_text(Path(config.train.save_dir) / "args.json", json.dumps(everything, indent=2) + "\n")
+    logger.info("run folder %s", config.train.save_dir)
     ranks, dtype = dist.get_world_size(), str(training_dtype(settings)).removeprefix("torch.")
     logger.info("objective %s, %d ranks, device %s, %s", config.kd.objective, ranks, device.type, dtype)
     if config.ignored_flags:

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
 
 def diagnose(config: TrainConfig) -> Report:
     """The whole report. Raises ValueError where nothing can be examined, since a file is missing or broken."""
-    criterion, settings = check(config)
+    config, criterion, settings = check(config)
     examined = Examination(config, criterion, settings, Ranks.from_environment())
     with examined.report.check():
         examined.plan(*load_data(config))

@@ -30,6 +30,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from data_utils.atomic import WriteError
 from data_utils.dataset import Row, read_rows
 from data_utils.prompts import cut_prompts, encode_prompts
+from evaluation.defaults import fill_in
 from evaluation.generation import generate_answers
 from evaluation.results import Evaluation, summarise, table, write_summary
 from evaluation.rouge import rouge_l, tokenizer_warning
@@ -44,7 +45,7 @@ T = TypeVar("T")
 def main(argv: list[str]) -> None:
     try:
         config = parse_evaluate_arguments(argv)
-        args = config.evaluate
+        args = fill_in(config.evaluate)
         data = read_data(args)
         model, tokenizer = load(args)
     except USER_ERRORS as error:  # what a user can get wrong; a failure later keeps its traceback

@@ -30,3 +30,10 @@ export TEACHER_MODEL_PATH=$RUNS/teacher
 run "student-$KD_OBJ" scripts/tiny/kd_student.sh
 
 "$PYTHON" scripts/tiny/report.py "$RUNS/teacher" "$RUNS/student-sft" "$RUNS/student-$KD_OBJ"
+
+cat <<END
+
+Next, five seeds of sampled answers, and another student of the same teacher:
+  bash scripts/eval/run_eval.sh $RUNS/student-$KD_OBJ
+  KD_OBJ=rkl TEACHER_MODEL_PATH=$RUNS/teacher bash scripts/tiny/kd_student.sh
+END

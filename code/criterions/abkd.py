@@ -11,6 +11,8 @@ class AlphaBeta(Criterion):
     forward KL and a = 0, b = 1 reverse KL.
     """
 
+    hyper_parameters = ("ab_alpha", "ab_beta")
+
     def token_loss(self, student_logits_NV, teacher_logits_NV, labels_N=None):
         a, b = self.args.ab_alpha, self.args.ab_beta
         log_q_NV, log_p_NV = log_probabilities(student_logits_NV, teacher_logits_NV)

@@ -47,6 +47,11 @@ class AdaKD(Criterion):
     ratio: r_t, the share of positions that the current optimiser step trains on.
     """
 
+    hyper_parameters = tuple(
+        "adakd_base adakd_latf adakd_ratio adakd_ratio_min adakd_idts adakd_difficulty adakd_tau_base adakd_c "
+        "adakd_beta adakd_epsilon adakd_delta adakd_warmup_ratio".split()
+    )
+
     def __init__(self, args: KDArguments):
         super().__init__(args)
         bases = [name for name in objective_names() if name != "adakd"]
@@ -67,6 +72,16 @@ class AdaKD(Criterion):
     @classmethod
     def around(cls, base: str, args: KDArguments) -> "AdaKD":
         return cls(replace(args, adakd_base=base))
+
+    def used_arguments(self):
+        wrapped = [criterion.hyper_parameters for criterion in (self.base, self._measure) if criterion is not None]
+        return "kd_rate", *self.hyper_parameters, *dict.fromkeys(name for names in wrapped for name in names)
+
+    def folder_names(self, name):
+        base = self.args.adakd_base
+        if "+" not in name and base != KDArguments().adakd_base:
+            name = f"{name}+{base}"
+        return name, name
 
     def token_loss(self, student_logits_NV, teacher_logits_NV, labels_N=None):
         return self.base.token_loss(student_logits_NV, teacher_logits_NV, labels_N)

@@ -13,6 +13,8 @@ class AdaptiveKL(Criterion):
     Tokens sorted by p ascending: the tail is the prefix with cumulative p <= --adaptive-kl-alpha, the head the rest.
     """
 
+    hyper_parameters = ("adaptive_kl_alpha",)
+
     def token_loss(self, student_logits_NV, teacher_logits_NV, labels_N=None):
         log_q_NV, log_p_NV = log_probabilities(student_logits_NV, teacher_logits_NV)
         fkl_N = expectation(log_p_NV, log_p_NV - log_q_NV)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 # exp(ABSENT) is 0 in fp32 and ABSENT - ABSENT is 0: an entry absent on both sides contributes nothing anywhere.
 ABSENT = -1e4
 WITHOUT_DIRECTION = ("kl", "kld", "kldiv", "kl_div", "kl_divergence")  # names of other programs
+# Fields of KDArguments that choose the objective or how it is computed, not what it is.
+NO_HYPER_PARAMETERS = ("criterion", "kd_objective", "loss_chunk_mb", "compile_loss")
 
 _REGISTRY: dict[str, type[Criterion]] = {}
 
@@ -51,6 +53,9 @@ class Criterion:
     """
 
     needs_teacher: bool = True
+    # Fields of KDArguments that the objective reads beside those of the weighted sum. Changed ones are part of the run
+    # folder's name; a flag that no part of the objective declares is reported as having no effect.
+    hyper_parameters: tuple[str, ...] = ()
 
     def __init__(self, args: KDArguments):
         self.args = args
@@ -70,6 +75,15 @@ class Criterion:
         scale = temperature**2 if self.args.kd_temperature_scaling == "squared" else 1.0
         kd_rate = self.args.kd_rate if self.needs_teacher else 0.0
         return rows.walk(self, ce_weight=1 - kd_rate, kd_weight=kd_rate * scale, temperature=temperature)
+
+    def used_arguments(self) -> tuple[str, ...]:
+        """Fields of KDArguments that change the loss, in the order in which a run folder's name has them."""
+        weighted_sum = ("kd_rate", "kd_temperature", "kd_temperature_scaling") if self.needs_teacher else ()
+        return (*weighted_sum, *self.hyper_parameters)
+
+    def folder_names(self, name: str) -> tuple[str, str]:
+        """What the run's parent folder and its own call the objective that `--kd-objective name` has built."""
+        return name, name
 
     def prepare(self, total_steps: int) -> None:
         """Called once, before the first step."""
@@ -99,6 +113,18 @@ def register(*names: str) -> Callable[[type[Criterion]], type[Criterion]]:
         return criterion
 
     return add
+
+
+def unused_arguments(criterion: Criterion, args: KDArguments) -> dict[str, object]:
+    """The flags that were set and that `criterion` does not read, or read with another value (adakd+todi its base)."""
+    defaults, used = KDArguments(), criterion.used_arguments()
+    return {
+        field.name: value
+        for field in fields(args)
+        if (value := getattr(args, field.name)) != getattr(defaults, field.name)
+        and field.name not in NO_HYPER_PARAMETERS
+        and (field.name not in used or getattr(criterion.args, field.name) != value)
+    }
 
 
 def objective_names() -> list[str]:

@@ -11,6 +11,9 @@ class CrossEntropy(Criterion):
 
     needs_teacher = False
 
+    def folder_names(self, name):
+        return "sft", "cross_entropy"
+
     def token_loss(self, student_logits_NV, teacher_logits_NV, labels_N=None):
         if labels_N is None:
             labels_N = teacher_logits_NV.argmax(-1)

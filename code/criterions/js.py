@@ -7,6 +7,8 @@ from criterions.base import Criterion, expectation, log_mixture, log_probabiliti
 class JensenShannon(Criterion):
     """b KL(p || m) + (1-b) KL(q || m), m = b p + (1-b) q, b = --js-beta. Agarwal et al. 2024, arXiv 2306.13649."""
 
+    hyper_parameters = ("js_beta",)
+
     def token_loss(self, student_logits_NV, teacher_logits_NV, labels_N=None):
         b = self.args.js_beta
         log_q_NV, log_p_NV = log_probabilities(student_logits_NV, teacher_logits_NV)

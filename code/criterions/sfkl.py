@@ -7,6 +7,8 @@ from criterions.base import Criterion, expectation, log_mixture, log_probabiliti
 class SkewedForwardKL(Criterion):
     """KL(p || l p + (1-l) q), l = --skew-lambda. Ko et al. 2024, arXiv 2402.03898."""
 
+    hyper_parameters = ("skew_lambda",)
+
     def token_loss(self, student_logits_NV, teacher_logits_NV, labels_N=None):
         log_q_NV, log_p_NV = log_probabilities(student_logits_NV, teacher_logits_NV)
         return expectation(log_p_NV, log_p_NV - log_mixture(log_p_NV, log_q_NV, self.args.skew_lambda))

@@ -29,8 +29,11 @@ def check_model_path(flag: str, path: str) -> None:
         found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
         raise ValueError(f"{flag} {path}: no config.json there (found: {found}); pass the folder of a model")
     is_hub_id = path.count("/") <= 1 and not path.startswith((".", "/", "~", "outputs/", "model_hub/"))
-    if folder.exists() or not is_hub_id:
-        raise ValueError(f"{flag} {path}: no such folder; pass the folder of a model or a hub id")
+    in_folder = path.count("/") == 1 and folder.parent.exists()  # of this machine, not an owner on the hub
+    if folder.exists() or in_folder or not is_hub_id:
+        remedy = "train it first, or " if path.startswith("outputs/") else ""
+        remedy += "put a model there (model_hub/README.md), or " if path.startswith("model_hub/") else ""
+        raise ValueError(f"{flag} {path}: no such folder; {remedy}pass the folder of a model or a hub id")
 
 
 def check_adapter_path(flag: str, path: str) -> None:

@@ -15,6 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from arguments import ModelArguments, TeacherArguments
 from models.files import check_adapter_path, check_model_path, check_revision, read_json
+from models.folders import locate, run_arguments
 
 disable_progress_bar()  # loading and saving report themselves, and every rank would draw a bar
 
@@ -120,7 +121,9 @@ def adapter_base(path: str) -> tuple[str, str | None]:
     base = config.get("base_model_name_or_path")
     if not base:
         raise ValueError(f"{path}: the adapter names no base; pass --model-path BASE --peft-path {path}")
-    return base, config.get("revision")
+    if not locate(base).exists():  # a hub id, or a folder that has moved: as the run was given it, then
+        base = run_arguments(path).get("model_path", base) if Path(base).is_absolute() else base
+    return str(locate(base)), config.get("revision")
 
 
 def _load(

@@ -8,12 +8,13 @@ from pathlib import Path
 from deepspeed.accelerator import get_accelerator
 
 from arguments import TrainConfig
-from criterions import Criterion, build_criterion
+from criterions import Criterion, build_criterion, unused_arguments
 from criterions.fused import check_compiler
 from data_utils.dataset import InstructionDataset, check_rows_file
 from models.attention import check_attention
 from models.files import check_adapter_path, check_model_path, check_revision
 from models.sharding import sharding_settings
+from preflight.defaults import with_accumulation, with_checkpoints, with_precision, with_save_dir
 from preflight.plans import Ranks, check_positions, plan_cache, plan_data, plan_disk, plan_memory, plan_steps
 from preflight.report import Report
 from preflight.skeleton import ModelFacts, student_facts, teacher_facts
@@ -22,9 +23,18 @@ from training.engine import check_precision, read_deepspeed_config, supported_dt
 from training.teachers import teacher_dtype
 
 
-def check(config: TrainConfig) -> tuple[Criterion, dict]:
-    """The objective and DeepSpeed's settings. Raises ValueError, a line for each file or flag that is wrong."""
-    report, criterion, settings = Report(), None, {}
+def check(config: TrainConfig) -> tuple[TrainConfig, Criterion, dict]:
+    """The flags with what they leave open filled in, the objective and DeepSpeed's settings.
+
+    Raises ValueError, a line for each file or flag that is wrong.
+    """
+    report, criterion, settings, ranks = Report(), None, {}, Ranks.from_environment()
+    with report.check():
+        config = with_checkpoints(config)
+    with report.check():
+        config = with_precision(config)
+    with report.check():
+        config = with_accumulation(config, ranks)
     with report.check():
         criterion = build_criterion(config.kd.objective, config.kd)
     with report.check():
@@ -44,7 +54,7 @@ def check(config: TrainConfig) -> tuple[Criterion, dict]:
         _check_data(config)
     report.stop_on_errors()
     _check_dtypes(config, settings, criterion.needs_teacher)
-    return criterion, settings
+    return with_save_dir(config, criterion, settings, ranks), criterion, settings
 
 
 def _check_teacher(config: TrainConfig) -> None:
@@ -95,6 +105,10 @@ class Examination:
         self.report = Report()
         self.student: ModelFacts | None = None
         self.teacher: ModelFacts | None = None
+        self.report.fact("folder", str(config.train.save_dir))
+        for name, value in unused_arguments(criterion, config.kd).items():
+            flag = f"--{name.replace('_', '-')}"
+            self.report.warn(f"{flag} {value} has no effect: {config.kd.objective} does not use it")
         self._examine(criterion.needs_teacher)
 
     def _examine(self, needs_teacher: bool) -> None:

@@ -93,13 +93,15 @@ def plan_steps(config: TrainConfig, train: InstructionDataset, ranks: Ranks, rep
     micro_batch = f"--batch-size {args.batch_size}"
     if args.tokens_per_micro_batch is not None:
         micro_batch = f"--tokens-per-micro-batch {args.tokens_per_micro_batch}"
+    of_step = args.batch_size * plan.micro_batches_per_step
     micro_batches = f"--gradient-accumulation-steps {args.gradient_accumulation_steps} x {ranks.world} ranks"
+    if args.tokens_per_micro_batch is None:
+        micro_batches += f" = {of_step} examples"
     report.fact(
         "steps",
         f"{of_epoch:,} an epoch, {total:,} in all ({round(total / of_epoch, 2):,g} of {args.num_epochs:,} epochs); "
         f"a step: {micro_batch} x {micro_batches}",
     )
-    of_step = args.batch_size * plan.micro_batches_per_step
     if args.tokens_per_micro_batch is None and of_step > rows:
         report.warn(
             f"a step would take {of_step:,} rows, and there are {rows:,}: lower --batch-size, or use fewer ranks"

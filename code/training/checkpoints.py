@@ -21,10 +21,19 @@ def save_checkpoint(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTok
     state = gathered_state_dict(model)
     if dist.get_rank() == 0:
         options = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
+        if isinstance(model, PeftModel):
+            name_base(model)
         with new_folder(folder) as part:
             model.save_pretrained(part, state_dict=state, **options)
             tokenizer.save_pretrained(part)
     dist.barrier()
+
+
+def name_base(model: PeftModel) -> None:
+    """The adapter's record of its base: what it was trained on, found from any folder."""
+    base = model.get_base_model().name_or_path
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = str(Path(base).absolute()) if Path(base).is_dir() else base
 
 
 def gathered_state_dict(model: nn.Module) -> dict[str, Tensor]:

@@ -41,7 +41,8 @@ OUTPUTS = tuple("resume epoch*_step* eval bad_steps metrics.jsonl dev_metrics.js
 MAY_CHANGE = frozenset(
     "save_dir resume resume_interval max_bad_steps log_interval save_interval eval_interval keep_best_n_checkpoints "
     "eval_batch_size loss_chunk_mb compile_loss gradient_checkpointing attn_implementation packing data_dir "
-    "data_process_workers processed_data_dir force_process deepspeed_config teacher_cache".split()
+    "data_process_workers processed_data_dir force_process deepspeed_config precision global_batch_size teacher_cache "
+    "model_type ckpt_name teacher_ckpt_name".split()
 )
 LENGTH_FLAGS = ("num_epochs", "total_iters")
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Distils GPT-2 XL, fine-tuned by sft_gpt2_xlarge.sh, into GPT-2 base.
-# The recipe is for 4 GPUs: 32 examples a step. AdaKD's own: KD_OBJ=adakd KD_RATE=1 KD_TEMP=1.
+# A step has 32 examples on any number of GPUs. AdaKD's own: KD_OBJ=adakd KD_RATE=1 KD_TEMP=1.
 #
 #   bash scripts/gpt2/kd_gpt2_base.sh
 #   KD_OBJ=fkl bash scripts/gpt2/kd_gpt2_base.sh
@@ -21,13 +21,19 @@ TEACHER_MODEL_PATH=${TEACHER_MODEL_PATH:-outputs/gpt2/gpt2-xlarge/sft} # a run f
 TEACHER_CACHE=${TEACHER_CACHE:-} # outputs/gpt2/gpt2-xlarge/cache: the teacher runs once, for all KD runs
 # data: train.jsonl, dev.jsonl and valid.jsonl
 DATA_DIR=${DATA_DIR:-data/dolly}
-# hyper-parameters; a step sees BATCH_SIZE x GRAD_ACC x GPUS x NNODES examples
-BATCH_SIZE=${BATCH_SIZE:-4}
-GRAD_ACC=${GRAD_ACC:-2}
+# hyper-parameters
+BATCH_SIZE=${BATCH_SIZE:-4} # examples of a micro-batch on one GPU
+GLOBAL_BATCH=${GLOBAL_BATCH:-32} # examples per step on all GPUs; GRAD_ACC=N instead fixes the micro-batches per step
 EVAL_BATCH_SIZE=${EVAL_BATCH_SIZE:-32}
 EPOCH=${EPOCH:-20}
 LR=${LR:-0.0005}
-PRECISION=${PRECISION:-bf16} # bf16, fp16 or fp32; DS_CONFIG names another DeepSpeed file
+LORA_RANK=${LORA_RANK:-0} # above 0: train a LoRA adapter of this rank
+LORA_ALPHA=${LORA_ALPHA:-8}
+# dev answers after each epoch: their ROUGE-L ranks the checkpoints
+EVAL_GEN=${EVAL_GEN:-1}
+DO_SAMPLE=${DO_SAMPLE:-1} # 0: greedy
+# runtime
+PRECISION=${PRECISION:-auto} # what the GPUs have; or bf16, fp16, fp32. DS_CONFIG names another DeepSpeed file
 
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../lib/common.sh"

@@ -18,8 +18,7 @@ TRAIN_NUM=${TRAIN_NUM:-600} # rows; soft targets help most where the student see
 MAX_LENGTH=${MAX_LENGTH:-192}
 MAX_PROMPT_LENGTH=${MAX_PROMPT_LENGTH:-128}
 # hyper-parameters
-BATCH_SIZE=${BATCH_SIZE:-16}
-GRAD_ACC=${GRAD_ACC:-1}
+BATCH_SIZE=${BATCH_SIZE:-16} # examples per step of one process
 EVAL_BATCH_SIZE=${EVAL_BATCH_SIZE:-64}
 EPOCH=${EPOCH:-24}
 SAVE_INTERVAL=${SAVE_INTERVAL:-24} # only the last epoch counts: dev NLL rises long before the answers get worse
@@ -28,9 +27,7 @@ LR=${LR:-0.005}
 WARMUP_RATIO=${WARMUP_RATIO:-0.05}
 # runtime: one process on the CPU
 GPUS=${GPUS:-0}
-PRECISION=${PRECISION:-fp32}
-DS_CONFIG=${DS_CONFIG:-configs/deepspeed/ds_config_zero0.json}
-EVAL_GEN=${EVAL_GEN:-0}
+DS_CONFIG=${DS_CONFIG-configs/deepspeed/ds_config_zero0.json} # fp32
 
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../lib/common.sh"

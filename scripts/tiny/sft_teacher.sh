@@ -17,17 +17,14 @@ DATA_DIR=${DATA_DIR:-data/sample}
 MAX_LENGTH=${MAX_LENGTH:-192}
 MAX_PROMPT_LENGTH=${MAX_PROMPT_LENGTH:-128}
 # hyper-parameters
-BATCH_SIZE=${BATCH_SIZE:-32}
-GRAD_ACC=${GRAD_ACC:-1}
+BATCH_SIZE=${BATCH_SIZE:-32} # examples per step of one process
 EVAL_BATCH_SIZE=${EVAL_BATCH_SIZE:-64}
 EPOCH=${EPOCH:-3}
 LR=${LR:-0.003}
 WARMUP_RATIO=${WARMUP_RATIO:-0.05}
 # runtime: one process on the CPU
 GPUS=${GPUS:-0}
-PRECISION=${PRECISION:-fp32}
-DS_CONFIG=${DS_CONFIG:-configs/deepspeed/ds_config_zero0.json}
-EVAL_GEN=${EVAL_GEN:-0}
+DS_CONFIG=${DS_CONFIG-configs/deepspeed/ds_config_zero0.json} # fp32
 
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../lib/common.sh"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # LoRA fine-tuning of Llama-2-7B, the teacher of kd_tinyllama.sh.
-# The recipe is for 4 GPUs: 32 examples a step.
+# A step has 32 examples on any number of GPUs.
 #
 #   bash scripts/tinyllama/sft_teacher_llama2.sh
 #   GPUS=8 BATCH_SIZE=4 bash scripts/tinyllama/sft_teacher_llama2.sh
@@ -14,9 +14,9 @@ CKPT_NAME=${CKPT_NAME:-llama2-7b-hf}
 CKPT_PATH=${CKPT_PATH:-model_hub/llama2/llama2-7b-hf} # a folder or a hub id (meta-llama/Llama-2-7b-hf)
 # data: train.jsonl, dev.jsonl and valid.jsonl
 DATA_DIR=${DATA_DIR:-data/dolly}
-# hyper-parameters; a step sees BATCH_SIZE x GRAD_ACC x GPUS x NNODES examples
-BATCH_SIZE=${BATCH_SIZE:-8}
-GRAD_ACC=${GRAD_ACC:-1}
+# hyper-parameters
+BATCH_SIZE=${BATCH_SIZE:-8} # examples of a micro-batch on one GPU
+GLOBAL_BATCH=${GLOBAL_BATCH:-32} # examples per step on all GPUs; GRAD_ACC=N instead fixes the micro-batches per step
 EVAL_BATCH_SIZE=${EVAL_BATCH_SIZE:-16}
 EPOCH=${EPOCH:-10}
 LR=${LR:-0.001}
@@ -24,7 +24,11 @@ LORA_RANK=${LORA_RANK:-256} # 0: train all weights
 LORA_ALPHA=${LORA_ALPHA:-8}
 LORA_DROPOUT=${LORA_DROPOUT:-0.1}
 GRADIENT_CHECKPOINTING=${GRADIENT_CHECKPOINTING:-1}
-PRECISION=${PRECISION:-bf16} # bf16, fp16 or fp32; DS_CONFIG names another DeepSpeed file
+# dev answers after each epoch: their ROUGE-L ranks the checkpoints
+EVAL_GEN=${EVAL_GEN:-1}
+DO_SAMPLE=${DO_SAMPLE:-1} # 0: greedy
+# runtime
+PRECISION=${PRECISION:-auto} # what the GPUs have; or bf16, fp16, fp32. DS_CONFIG names another DeepSpeed file
 
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../lib/common.sh"

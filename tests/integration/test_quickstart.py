@@ -6,22 +6,33 @@ import sys
 
 from integration.launch import ENVIRONMENT, ROOT
 
+RUNS = ROOT / "outputs/quickstart/seed999"
 
-def test_the_quickstart_ends_in_a_table():
+
+def run(command: str) -> str:
     short = {"PYTHON": sys.executable, "SEED": "999", "KD_OBJ": "adakd+js", "TOTAL_ITERS": "2", "EVAL_NUM": "4"}
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=ROOT,
+        env={**ENVIRONMENT, **short, "GPUS": "0"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def test_the_quickstart_ends_in_a_table_and_commands_that_work():
     try:
-        done = subprocess.run(
-            ["bash", "scripts/quickstart.sh"],
-            cwd=ROOT,
-            env={**ENVIRONMENT, **short, "GPUS": "0"},
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+        printed = run("bash scripts/quickstart.sh")
+        evaluate, distil = (line.strip() for line in printed.splitlines()[-2:])
+        assert "seed 50" in run(evaluate)
+        run(f"SAVE_DIR={RUNS}/next {distil}")
+        assert list((RUNS / "next").glob("epoch*"))
     finally:
-        shutil.rmtree(ROOT / "outputs/quickstart/seed999", ignore_errors=True)
-    header, _, *rows = done.stdout.rstrip().splitlines()[-5:]
+        shutil.rmtree(RUNS, ignore_errors=True)
+    header, _, *rows = printed.rstrip().splitlines()[-9:-4]
     assert header.split() == ["run", "parameters", "dev", "loss", "ROUGE-L", "seconds"]
     assert [row.split()[0] for row in rows] == ["teacher", "student-sft", "student-adakd+js"]
     teacher, student = (int(row.split()[1].replace(",", "")) for row in rows[:2])

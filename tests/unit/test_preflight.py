@@ -63,7 +63,7 @@ def config_of(tiny, rows, *flags, student="student"):
 def examined(tiny, rows, *flags, teacher=None, student="student", ranks=RANKS):
     words = ["--teacher-model-path", str(teacher), "--kd-objective", "todi"] if teacher else []
     config = config_of(tiny, rows, *flags, *words, student=student)
-    return Examination(config, *check(config), ranks)
+    return Examination(*check(config), ranks)
 
 
 def warnings_of(*args, **kwargs) -> str:
@@ -627,7 +627,7 @@ def test_the_disk_holds_the_checkpoints_and_two_resume_states(tiny, rows, tmp_pa
         monkeypatch.setattr(plans.shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
         report = Report()
         with report.check():
-            plan_disk(config, check(config)[1], student, report)
+            plan_disk(config, check(config)[2], student, report)
         assert bool(report.errors) == refused
     assert f"{checkpoints} checkpoints of {size(4 * student.parameters)}" in report.errors[0]
 

@@ -1,0 +1,68 @@
+"""Refuses environment variables that were meant for a script and would do nothing: EPOCHS, KD_TEMPERATURE, ...
+
+In: the environment, and the shell scripts beside this folder: what they read is what variables there are. Out: exit
+code 1 and a suggestion for each name that is nearly one of those; a note for names that other programs use as well.
+Run: python scripts/lib/variables.py
+"""
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+# What other tools call the same thing, and too far from our name for a comparison of letters.
+MEANT = {
+    **dict.fromkeys(("NUM_EPOCHS", "NUM_TRAIN_EPOCHS", "TRAIN_EPOCHS"), "EPOCH"),
+    **dict.fromkeys(("LEARNING_RATE", "PEAK_LR"), "LR"),
+    **dict.fromkeys(("MICRO_BATCH_SIZE", "PER_DEVICE_BATCH_SIZE", "TRAIN_BATCH_SIZE"), "BATCH_SIZE"),
+    **dict.fromkeys(("GRADIENT_ACCUMULATION_STEPS", "GRAD_ACCUM", "GRAD_ACC_STEPS", "ACCUMULATION"), "GRAD_ACC"),
+    **dict.fromkeys(("GLOBAL_BATCH_SIZE", "TOTAL_BATCH_SIZE"), "GLOBAL_BATCH"),
+    **dict.fromkeys(("KD_OBJECTIVE", "OBJECTIVE", "KD_LOSS"), "KD_OBJ"),
+    **dict.fromkeys(("KD_TEMPERATURE", "DISTILL_TEMPERATURE"), "KD_TEMP"),
+    **dict.fromkeys(("KD_RATIO", "KD_WEIGHT"), "KD_RATE"),
+    **dict.fromkeys(("STUDENT_PATH", "STUDENT_MODEL_PATH", "STUDENT_MODEL"), "CKPT_PATH"),
+    **dict.fromkeys(("TEACHER_PATH", "TEACHER_MODEL"), "TEACHER_MODEL_PATH"),
+    **dict.fromkeys(("LORA_R", "PEFT_LORA_R"), "LORA_RANK"),
+    **dict.fromkeys(("DEEPSPEED_CONFIG", "DS_CONFIG_FILE"), "DS_CONFIG"),
+    "MAX_STEPS": "TOTAL_ITERS",
+    "GPU": "GPUS",
+}
+# The same, but likely to be set for another program.
+PERHAPS = {"MODEL_PATH": "CKPT_PATH", "OUTPUT_DIR": "SAVE_DIR", "NUM_GPUS": "GPUS", "NGPUS": "GPUS"}
+USED = re.compile(r"(?:\$\{!?|\$|--[\w-]+ |\b(?=[A-Z][A-Z0-9_]*=))([A-Z][A-Z0-9_]+)")  # read, passed or set
+NEAR = 0.86  # LOCAL_RANK, which launchers set, is 0.84 of LORA_RANK
+SHORTEST = 5  # letters; shorter names are near too many others
+
+
+def meant(name: str, known: Iterable[str]) -> str | None:
+    """The variable of the scripts that `name` was probably meant to be."""
+    if name in MEANT:
+        return MEANT[name]
+    close = difflib.get_close_matches(name, known, n=1, cutoff=NEAR) if len(name) >= SHORTEST else []
+    return close[0] if close else None
+
+
+def main() -> int:
+    scripts = Path(__file__).resolve().parents[1].rglob("*.sh")
+    code = "".join(re.sub(r"(?m)^\s*#.*", "", script.read_text(encoding="utf-8")) for script in scripts)
+    known = set(USED.findall(code))
+    refused = 0
+    for name, value in os.environ.items():
+        if name in known:
+            continue
+        if name in PERHAPS:
+            print(f"note: {name}={value} is not read by this script; its variable is {PERHAPS[name]}", file=sys.stderr)
+        elif (suggestion := meant(name, known)) is not None:
+            refused += 1
+            print(
+                f"{name}={value}: no variable of the scripts; did you mean {suggestion}? (if it is for another "
+                f"program: env -u {name} bash ...)",
+                file=sys.stderr,
+            )
+    return 1 if refused else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

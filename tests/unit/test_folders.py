@@ -1,0 +1,282 @@
+"""Run folders: which checkpoint a path means, what a run's own folder is called, and what else flags leave open."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from arguments import KDArguments, ModelArguments, parse_evaluate_arguments, parse_train_arguments
+from criterions import build_criterion, objective_names, unused_arguments
+from evaluation.defaults import fill_in
+from models import folders
+from models.folders import ROOT, find_checkpoint
+from models.loading import adapter_base, load_student
+from preflight import defaults
+from preflight.defaults import with_accumulation, with_checkpoints, with_precision, with_save_dir
+from preflight.plans import Ranks
+from training.checkpoints import name_base
+
+sys.path.insert(0, str(ROOT / "scripts/lib"))
+import variables
+
+FP32 = {"zero_optimization": {"stage": 0}}
+
+
+def make_checkpoint(folder, file="config.json"):
+    folder.mkdir(parents=True)
+    (folder / file).write_text("{}")
+    return folder
+
+
+def train_config(*words):
+    return parse_train_arguments(["--model-path", "m", "--data-dir", "d", *map(str, words)])
+
+
+# ---- which checkpoint ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("folders", "best"),
+    [
+        (["epoch3_step9_loss1.2"], 0),
+        (["epoch1_step3_loss1.9", "epoch2_step6_loss1.25", "epoch10_step30_loss1.3"], 1),
+        (["epoch1_step3_loss1.2_rougel20.5", "epoch2_step6_loss1.4_rougel21.0", "epoch3_step9_loss1.5_rougel9.9"], 1),
+        (["epoch9_step3_loss1.2", "epoch10_step6_loss1.2"], 1),
+        (["epoch1_step3_lossnan", "epoch2_step6_loss7.0"], 1),
+    ],
+)
+def test_run_folder_means_its_best_checkpoint(tmp_path, folders, best):
+    run = tmp_path / "a run" / "criterion=todi__kd^rate=0.5"
+    checkpoints = [make_checkpoint(run / name) for name in folders]
+    (run / "epoch99_step99_loss0.1").mkdir()  # nothing in it: not a checkpoint
+    make_checkpoint(run / ".epoch98_step98_loss0.1.tmp")
+    for folder in (run, run.parent, checkpoints[best]):
+        assert find_checkpoint("--model-path", str(folder)) == str(checkpoints[best])
+
+
+def test_folder_of_several_runs_is_refused(tmp_path):
+    for run in ("lr=1", "lr=2"):
+        make_checkpoint(tmp_path / run / "epoch1_step3_loss1.0")
+    with pytest.raises(ValueError, match=r"--teacher-peft-path \S+: holds several runs \(lr=1, lr=2\); name one"):
+        with_checkpoints(train_config("--teacher-model-path", "gpt2", "--teacher-peft-path", tmp_path))
+
+
+def test_paths_are_relative_to_the_working_directory_or_the_repository(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    here = make_checkpoint(Path("runs/a/epoch1_step2_loss3.0"))
+    assert find_checkpoint("--model-path", "runs/a") == str(here)
+    assert find_checkpoint("--model-path", "data/sample") == str(ROOT / "data/sample")
+    assert find_checkpoint("--model-path", "openai-community/gpt2") == "openai-community/gpt2"
+
+
+def test_adapters_find_their_base_from_any_folder(tiny, tmp_path, monkeypatch):
+    shutil.copytree(tiny / "student", tmp_path / "old/hub/student")
+    monkeypatch.chdir(tmp_path / "old")
+    model = load_student(ModelArguments("hub/student", peft="lora"), torch.float32)
+    name_base(model)
+    adapter = tmp_path / "old/run/epoch1_step2_loss3.0"
+    model.save_pretrained(adapter)
+    (adapter.parent / "args.json").write_text(json.dumps({"model_path": "hub/student"}))
+    monkeypatch.chdir("/")
+    assert adapter_base(str(adapter)) == (str(tmp_path / "old/hub/student"), None)
+    (tmp_path / "old").rename(tmp_path / "new")  # the whole tree: the record is wrong, the flag of the run is right
+    monkeypatch.setattr(folders, "ROOT", tmp_path / "new")
+    assert adapter_base(str(tmp_path / "new/run" / adapter.name)) == (str(tmp_path / "new/hub/student"), None)
+
+
+# ---- the run's own folder --------------------------------------------------------------------------------------------
+
+
+def folder_of(*words, world=4, of_node=4, settings=FP32):
+    config = with_checkpoints(train_config("--model-type", "gpt2", "--ckpt-name", "gpt2-base", *words))
+    config = with_accumulation(config, Ranks(world, of_node))
+    criterion = build_criterion(config.kd.objective, config.kd)
+    return with_save_dir(config, criterion, settings, Ranks(world, of_node)).train.save_dir
+
+
+KD = ("--teacher-model-path", "models/xl", "--kd-temperature", "2", "--lr", "0.0005", "--num-epochs", "20")
+BATCH = ("--batch-size", "4", "--global-batch-size", "32")
+
+
+@pytest.mark.parametrize(
+    ("words", "ranks", "folder"),
+    [
+        (
+            (*BATCH, "--num-epochs", "20"),
+            {"settings": {"bf16": {"enabled": True}}},
+            "sft/criterion=cross_entropy__default-bf16__epoch=20__bsz=4x2x4=32__lr=0.0005",
+        ),
+        (
+            (*KD, *BATCH, "--kd-objective", "fkl", "--teacher-ckpt-name", "gpt2-xlarge"),
+            {},
+            "fkl/criterion=fkl__default-fp32__teacher=gpt2-xlarge__kd^rate=0.5__kd^temp=2.0__epoch=20__bsz=4x2x4=32"
+            "__lr=0.0005",
+        ),
+        (  # appended flags count, and what the objective does not use is left out
+            (*KD, *BATCH, "--kd-objective", "adakd", "--adakd-base", "todi", "--js-beta", "0.3", "--lr", "0.0001"),
+            {"world": 8, "of_node": 4},
+            "adakd+todi/criterion=adakd+todi__default-fp32__teacher=xl__kd^rate=0.5__epoch=20__bsz=4x1x4x2=32__lr=0.0001",
+        ),
+        (
+            (*KD, "--kd-objective", "adakd+js", "--js-beta", "0.3", "--adakd-c", "0.7", "--seed", "20"),
+            {"world": 1, "of_node": 1},
+            "adakd+js/criterion=adakd+js__default-fp32__teacher=xl__kd^rate=0.5__adakd-c=0.7__js-beta=0.3__epoch=20"
+            "__bsz=8x1x1=8__lr=0.0005__seed=20",
+        ),
+        (
+            "--peft lora --peft-lora-r 256 --peft-lora-alpha 8 --tokens-per-micro-batch 2048 --num-epochs 2".split(),
+            {"settings": {"fp16": {"enabled": True}}},
+            "sft/criterion=cross_entropy__lora-rank=256-alpha=8-dropout=0.1-fp16__epoch=2__tokens=2048x1x4=8192"
+            "__lr=0.0005",
+        ),
+        (("--save-dir", "here"), {}, None),
+    ],
+)
+def test_run_folder_is_named_by_what_was_parsed(words, ranks, folder):
+    assert folder_of(*words, **ranks) == ("here" if folder is None else f"outputs/gpt2/gpt2-base/{folder}")
+
+
+def test_long_names_are_cut_and_stay_apart():
+    changed = ("--kd-objective", "adakd", "--adakd-ratio-min", "0.25", "--adakd-tau-base", "1.5", "--adakd-c", "0.75")
+    changed += ("--adakd-beta", "0.9", "--adakd-epsilon", "0.125", "--adakd-delta", "0.25")
+    first, second = (folder_of(*KD, *changed, "--adakd-warmup-ratio", share).rsplit("/")[-1] for share in (0.1, 0.2))
+    assert first != second and max(len(first), len(second)) <= defaults.LONGEST_NAME
+
+
+def test_names_of_models_come_from_their_run_or_their_folder(tmp_path):
+    run = make_checkpoint(tmp_path / "sft" / "epoch1_step2_loss3.0").parent
+    (run / "args.json").write_text(json.dumps({"ckpt_name": "gpt2-xlarge"}))
+    config = with_checkpoints(
+        train_config("--kd-objective", "fkl", "--model-path", "org/small", "--teacher-model-path", run)
+    )
+    assert (config.model.ckpt_name, config.teacher.teacher_ckpt_name) == ("small", "gpt2-xlarge")
+    assert config.teacher.teacher_model_path == str(run / "epoch1_step2_loss3.0")
+
+
+# ---- hyper-parameters and objectives ---------------------------------------------------------------------------------
+
+
+class Recorded:
+    """KDArguments that remember what is read."""
+
+    def __init__(self, args):
+        self.args, self.read = args, set()
+
+    def __getattr__(self, name):
+        self.read.add(name)
+        return getattr(self.args, name)
+
+
+@pytest.mark.parametrize("name", sorted(set(objective_names()) - {"adakd"}))
+def test_objectives_declare_the_hyper_parameters_that_they_read(name):
+    criterion = build_criterion(name, KDArguments())
+    criterion.args = Recorded(criterion.args)
+    criterion.token_loss(torch.randn(3, 7), torch.randn(3, 7), torch.tensor([0, 1, 2]))
+    assert criterion.args.read == set(criterion.hyper_parameters)
+
+
+@pytest.mark.parametrize(
+    ("words", "unused"),
+    [
+        ("--kd-objective todi --adakd-ratio 0.5 --kd-temperature 3", ["adakd_ratio"]),
+        ("--kd-objective adakd --adakd-ratio 0.5 --kd-temperature 3", ["kd_temperature"]),
+        ("--kd-objective fkl --js-beta 0.3 --loss-chunk-mb 16", ["js_beta"]),
+        ("--kd-objective adakd+js --js-beta 0.3 --adakd-base todi", ["adakd_base"]),
+        ("--kd-objective adakd --adakd-difficulty js --js-beta 0.3", []),
+        ("--criterion cross_entropy --kd-rate 0.9 --kd-temperature 2", ["kd_rate", "kd_temperature"]),
+    ],
+)
+def test_flags_without_effect_on_the_objective(words, unused):
+    args = train_config(*words.split()).kd
+    assert list(unused_arguments(build_criterion(args.objective, args), args)) == unused
+
+
+# ---- precision and batch ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("device", "bf16", "native", "fp16", "file"),
+    [
+        ("cuda", True, True, True, "ds_config_bf16.json"),
+        ("cuda", True, False, True, "ds_config_fp16.json"),  # a GPU on which PyTorch emulates bf16
+        ("npu", False, False, False, "ds_config_zero1_fp32.json"),
+        ("cpu", True, True, True, "ds_config_zero1_fp32.json"),
+    ],
+)
+def test_auto_precision_is_what_the_machine_computes_in(monkeypatch, device, bf16, native, fp16, file):
+    accelerator = SimpleNamespace(
+        device_name=lambda: device, is_bf16_supported=lambda: bf16, is_fp16_supported=lambda: fp16
+    )
+    monkeypatch.setattr(defaults, "get_accelerator", lambda: accelerator)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native)
+    assert Path(with_precision(train_config("--precision", "auto")).train.deepspeed_config).name == file
+
+
+def test_precision_and_deepspeed_config_must_agree():
+    bf16 = ROOT / "configs/deepspeed/ds_config_zero3_bf16.json"
+    for precision in ("auto", "bf16"):
+        config = train_config("--precision", precision, "--deepspeed_config", bf16)
+        assert with_precision(config) == config
+    with pytest.raises(ValueError, match=r"--precision fp32: --deepspeed_config \S+ is bf16; pass one of the two"):
+        with_precision(train_config("--precision", "fp32", "--deepspeed_config", bf16))
+
+
+@pytest.mark.parametrize(("world", "steps"), [(1, 8), (2, 4), (8, 1)])
+def test_global_batch_derives_the_accumulation(world, steps):
+    config = with_accumulation(train_config("--batch-size", 4, "--global-batch-size", 32), Ranks(world, world))
+    assert config.train.gradient_accumulation_steps == steps
+
+
+@pytest.mark.parametrize(
+    ("words", "world", "message"),
+    [
+        ("", 3, r"32: is not a multiple of --batch-size 4 x 3 ranks = 12; pass 24 or 36$"),
+        ("", 16, r"32: is not a multiple of --batch-size 4 x 16 ranks = 64; pass 64, or --batch-size 2$"),
+        ("--gradient-accumulation-steps 4", 1, r"32: .* x --gradient-accumulation-steps 4 is 16; pass one of the two"),
+    ],
+)
+def test_global_batch_that_cannot_be(words, world, message):
+    config = train_config("--batch-size", 4, "--global-batch-size", 32, *words.split())
+    with pytest.raises(ValueError, match=f"--global-batch-size {message}"):
+        with_accumulation(config, Ranks(world, world))
+
+
+def test_global_batch_counts_examples_not_tokens():
+    with pytest.raises(ValueError, match="--global-batch-size 32: counts examples, and --tokens-per-micro-batch 4096"):
+        train_config("--global-batch-size", 32, "--tokens-per-micro-batch", 4096)
+
+
+# ---- evaluation ------------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_takes_data_and_lengths_from_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = make_checkpoint(Path("run/epoch1_step2_loss3.0"), "adapter_config.json").parent
+    (run / "args.json").write_text(json.dumps({"data_dir": "data/sample", "max_length": 192, "max_prompt_length": 128}))
+    args = fill_in(parse_evaluate_arguments(["--model-path", "run"]).evaluate)
+    assert (args.model_path, args.data_dir) == ("run/epoch1_step2_loss3.0", [str(ROOT / "data/sample")])
+    assert (args.max_length, args.max_prompt_length) == (192, 128)
+    args = fill_in(
+        parse_evaluate_arguments(["--model-path", "gpt2", "--data-dir", "d", "--max-length", "300"]).evaluate
+    )
+    assert (args.model_path, args.data_dir, args.max_length, args.max_prompt_length) == ("gpt2", ["d"], 300, 256)
+    with pytest.raises(ValueError, match="--data-dir: name a folder; gpt2 has no run"):
+        fill_in(parse_evaluate_arguments(["--model-path", "gpt2"]).evaluate)
+
+
+# ---- variables of the scripts ----------------------------------------------------------------------------------------
+
+
+def test_variables_of_other_programs_are_not_taken_for_ours():
+    known = (
+        "LORA_RANK NODE_RANK PYTHON HOSTFILE KD_TEMP MASTER_ADDR SEED SEEDS GPUS TOP_P LR_MIN DATA_DIR EPOCH".split()
+    )
+    others = (
+        "LOCAL_RANK RANK WORLD_SIZE HOSTNAME PYTHONPATH PYTHON_VERSION TEMP TMPDIR PATH HOME SHELL LANG TERM EDITOR"
+    )
+    assert [name for name in others.split() if variables.meant(name, known)] == []
+    assert variables.meant("EPOCHS", known) == "EPOCH" and variables.meant("MASTER_ADDRESS", known) == "MASTER_ADDR"
