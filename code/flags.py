@@ -81,7 +81,7 @@ REPLACED_FLAGS = {
     "label-smoothing": "the labels' share of the loss is plain cross-entropy",
     "eval-gen-repeat-times": "one pass of dev answers ranks a checkpoint; code/evaluate.py takes several --seed",
     **{
-        name: f"the DeepSpeed config decides: PRECISION={value} in front of a script, or --deepspeed_config FILE "
+        name: f"pass --precision {value} (PRECISION={value} in front of a script), or --deepspeed_config FILE "
         "(configs/deepspeed)"
         for name, value in {"bf16": "bf16", "fp16": "fp16", "fp32": "fp32", "tf32": "fp32"}.items()
     },

@@ -632,8 +632,9 @@ def test_the_disk_holds_the_checkpoints_and_two_resume_states(tiny, rows, tmp_pa
     assert f"{checkpoints} checkpoints of {size(4 * student.parameters)}" in report.errors[0]
 
 
-def test_the_disk_of_a_lora_run_holds_no_frozen_weights(tiny, rows):
-    config, report = config_of(tiny, rows, "--peft", "lora", "--num-epochs", "1"), Report()
+def test_the_disk_of_a_lora_run_holds_no_frozen_weights(tiny, rows, tmp_path):
+    words = ["--peft", "lora", "--num-epochs", "1", "--save-dir", str(tmp_path)]
+    config, report = config_of(tiny, rows, *words), Report()
     llama_2_7b = LlamaConfig(hidden_size=4096, num_hidden_layers=32, intermediate_size=11008, vocab_size=32000)
     with torch.device("meta"):
         model = add_adapter(AutoModelForCausalLM.from_config(llama_2_7b), config.model)
