@@ -13,7 +13,7 @@ import hashlib
 import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,7 +119,8 @@ def _locked(root: Path) -> Iterator[None]:
     """Waits until no other process writes below `root`: summary.json is then of all that is there."""
     with explained(root):
         root.mkdir(parents=True, exist_ok=True)
-        lock = (root / ".lock").open("w")
+        lock = (root / ".summary.lock").open("w")
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with suppress(OSError):  # a file system without locks: only a summary made at the same time could lack a line
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -1,10 +1,12 @@
 """What a model can do, found out at load on two short rows: be packed, be cut before its head."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 from transformers import PreTrainedModel
 
 from data_utils.batches import Batch, Example, Layout, collate
@@ -49,7 +51,9 @@ def head_is_exact(model: SplitModel) -> bool:
         hidden_ND = model.hidden_states(batch)
         with whole(model.head.parameters()):
             split_NV = model.head.finish(model.head.project(hidden_ND))
-    return own_NV.shape == split_NV.shape and _distance(own_NV, split_NV) <= HEAD_TOLERANCE[model.model.dtype]
+    if own_NV.shape != split_NV.shape:
+        return False
+    return _worst(_distance(own_NV, split_NV), model.model.device) <= HEAD_TOLERANCE[model.model.dtype]
 
 
 def batch_layout(models: Sequence[PreTrainedModel]) -> Layout:
@@ -85,7 +89,8 @@ def packing_is_exact(model: PreTrainedModel, layout: Layout = "packed") -> bool:
         except TypeError:  # a forward without `position_ids`
             return False
         alone_NV = torch.cat([_own_logits(model, collate([e], 0, 1, "padded")) for e in examples])
-        return _distance(packed_NV, alone_NV) <= PACKING_TOLERANCE[model.dtype] and not _leaks(model, examples, rows)
+        distance = _worst(_distance(packed_NV, alone_NV), model.device)
+        return distance <= PACKING_TOLERANCE[model.dtype] and not _leaks(model, examples, rows)
 
 
 def _leaks(model: PreTrainedModel, examples: list[Example], rows: int) -> bool:
@@ -97,7 +102,8 @@ def _leaks(model: PreTrainedModel, examples: list[Example], rows: int) -> bool:
     influence = _influence(model, examples, lambda some: _packed(some, rows))
     if influence <= LEAK_TOLERANCE[model.dtype]:
         return False
-    return not influence <= 2 * _influence(model, examples, lambda some: collate(some, 0, 1, "padded"))
+    allowed = 2 * _influence(model, examples, lambda some: collate(some, 0, 1, "padded"))
+    return math.isinf(influence) or influence > allowed
 
 
 def _influence(model: PreTrainedModel, examples: list[Example], batch_of: Callable[[list[Example]], Batch]) -> float:
@@ -109,7 +115,7 @@ def _influence(model: PreTrainedModel, examples: list[Example], batch_of: Callab
     for i, example in enumerate(examples):
         after = _own_logits(model, batch_of([*others[:i], example, *others[i + 1 :]])).split(counts)
         changes.append(_distance(after[i], before[i]))
-    return torch.tensor(changes).max().item()  # NaN, where one is
+    return _worst(torch.tensor(changes).max().item(), model.device)
 
 
 def _examples(model: PreTrainedModel, rows: int = 1, seed: int = 0) -> list[Example]:
@@ -133,6 +139,14 @@ def _own_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
     batch = batch.to(model.device)
     logits_RTV = run(model, batch).logits
     return logits_RTV.flatten(0, 1)[batch.response_positions].float()
+
+
+def _worst(value: float, device: torch.device) -> float:
+    """The largest of all ranks, NaN as infinity: kernels vary, and the ranks must decide alike."""
+    worst = torch.tensor(math.inf if math.isnan(value) else value, dtype=torch.float64, device=device)
+    if dist.is_initialized():
+        dist.all_reduce(worst, op=dist.ReduceOp.MAX)
+    return worst.item()
 
 
 def _distance(first_NV: Tensor, second_NV: Tensor) -> float:

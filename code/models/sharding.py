@@ -66,9 +66,7 @@ def gathering(model: nn.Module) -> Iterator[None]:
         for module in model.modules():
             if any(hasattr(parameter, "ds_id") for parameter in module.parameters(recurse=False)):
                 stack.callback(module.register_forward_pre_hook(gather).remove)
-                stack.callback(
-                    module.register_forward_hook(lambda *_: open_calls.pop().close(), always_call=True).remove
-                )
+                stack.callback(module.register_forward_hook(release, always_call=True).remove)
         yield
 
 

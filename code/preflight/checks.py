@@ -30,13 +30,13 @@ def check(config: TrainConfig) -> tuple[TrainConfig, Criterion, dict]:
     """
     report, criterion, settings, ranks = Report(), None, {}, Ranks.from_environment()
     with report.check():
-        config = with_checkpoints(config)
+        criterion = build_criterion(config.kd.objective, config.kd)
+    with report.check():
+        config = with_checkpoints(config, criterion is None or criterion.needs_teacher)
     with report.check():
         config = with_precision(config)
     with report.check():
         config = with_accumulation(config, ranks)
-    with report.check():
-        criterion = build_criterion(config.kd.objective, config.kd)
     with report.check():
         settings = read_deepspeed_config(config.train)
     with report.check():

@@ -23,13 +23,13 @@ SHORT = {"kd_rate": "kd^rate", "kd_temperature": "kd^temp", "kd_temperature_scal
 LONGEST_NAME = 200  # bytes; a file name has at most 255
 
 
-def with_checkpoints(config: TrainConfig) -> TrainConfig:
+def with_checkpoints(config: TrainConfig, needs_teacher: bool = True) -> TrainConfig:
     """Run folders become their best checkpoint, and models get the name of their run or of their folder.
 
     Raises ValueError, a line for each path that holds several runs.
     """
     found, errors = {}, []
-    for group in (config.model, config.teacher):
+    for group in (config.model, config.teacher) if needs_teacher else (config.model,):
         for name, path in vars(group).items():
             if name.endswith(("model_path", "peft_path")) and path is not None:
                 try:

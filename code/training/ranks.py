@@ -19,6 +19,7 @@ from data_utils.atomic import WriteError
 T = TypeVar("T")
 USER_ERRORS = (ValueError, OSError)
 LONGEST_PAUSE = 0.5  # seconds between two looks at the store
+LONGEST_FAREWELL = 10.0  # seconds that a failing rank 0 waits until the others know why
 _meetings = itertools.count()
 
 
@@ -64,7 +65,19 @@ def _told_by_all(outcome: tuple[str, str] | None) -> list[list[str] | None]:
     while not store.check(keys):
         time.sleep(pause)
         pause = min(LONGEST_PAUSE, 1.5 * pause)
-    return [json.loads(told) for told in store.multi_get(keys)]
+    said = [json.loads(told) for told in store.multi_get(keys)]
+    if any(told is not None for told in said):
+        _wait_for_readers(store, f"together/{meeting}/read")
+    return said
+
+
+def _wait_for_readers(store: dist.Store, prefix: str) -> None:
+    """Rank 0, whose process may hold the store, stays until the others have read why (a killed one never does)."""
+    keys = [f"{prefix}/{rank}" for rank in range(dist.get_world_size())]
+    store.set(keys[dist.get_rank()], "")
+    until = time.monotonic() + LONGEST_FAREWELL
+    while dist.get_rank() == 0 and not store.check(keys) and time.monotonic() < until:
+        time.sleep(0.01)
 
 
 def _raise(failed: dict[int, tuple[str, str]]) -> NoReturn:

@@ -333,7 +333,7 @@ def extension(start: dict, source: Path) -> str:
     """How the model of a finished run is trained further."""
     lora = start["settings"]["flags"]["peft"] is not None
     flag, variable = ("--peft-path", "PEFT_PATH") if lora else ("--model-path", "CKPT_PATH")
-    checkpoint = source / start["best"][-1][1]
+    checkpoint = source / max(start["best"])[1]
     return (
         "to train further, start a new run, with a new optimiser and schedule, from its checkpoint: "
         f"{flag} {checkpoint} and another --save-dir ({variable} and SAVE_DIR in the scripts)"

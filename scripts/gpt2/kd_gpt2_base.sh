@@ -23,7 +23,7 @@ TEACHER_CACHE=${TEACHER_CACHE:-} # outputs/gpt2/gpt2-xlarge/cache: the teacher r
 DATA_DIR=${DATA_DIR:-data/dolly}
 # hyper-parameters
 BATCH_SIZE=${BATCH_SIZE:-4} # examples of a micro-batch on one GPU
-GLOBAL_BATCH=${GLOBAL_BATCH:-32} # examples per step on all GPUs; GRAD_ACC=N instead fixes the micro-batches per step
+GLOBAL_BATCH=${GLOBAL_BATCH-32} # examples per step on all GPUs; GRAD_ACC=N instead fixes the micro-batches per step
 EVAL_BATCH_SIZE=${EVAL_BATCH_SIZE:-32}
 EPOCH=${EPOCH:-20}
 LR=${LR:-0.0005}

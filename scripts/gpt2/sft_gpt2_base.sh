@@ -16,7 +16,7 @@ CKPT_PATH=${CKPT_PATH:-model_hub/gpt2/gpt2-base} # a folder or a hub id (openai-
 DATA_DIR=${DATA_DIR:-data/dolly}
 # hyper-parameters
 BATCH_SIZE=${BATCH_SIZE:-4} # examples of a micro-batch on one GPU
-GLOBAL_BATCH=${GLOBAL_BATCH:-32} # examples per step on all GPUs; GRAD_ACC=N instead fixes the micro-batches per step
+GLOBAL_BATCH=${GLOBAL_BATCH-32} # examples per step on all GPUs; GRAD_ACC=N instead fixes the micro-batches per step
 EVAL_BATCH_SIZE=${EVAL_BATCH_SIZE:-32}
 EPOCH=${EPOCH:-20}
 LR=${LR:-0.0005}

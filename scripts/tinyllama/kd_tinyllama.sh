@@ -26,7 +26,7 @@ TEACHER_CACHE=${TEACHER_CACHE:-} # outputs/llama2/llama2-7b-hf/cache: the teache
 DATA_DIR=${DATA_DIR:-data/dolly}
 # hyper-parameters
 BATCH_SIZE=${BATCH_SIZE:-4} # examples of a micro-batch on one GPU
-GLOBAL_BATCH=${GLOBAL_BATCH:-32} # examples per step on all GPUs; GRAD_ACC=N instead fixes the micro-batches per step
+GLOBAL_BATCH=${GLOBAL_BATCH-32} # examples per step on all GPUs; GRAD_ACC=N instead fixes the micro-batches per step
 EVAL_BATCH_SIZE=${EVAL_BATCH_SIZE:-16}
 EPOCH=${EPOCH:-10}
 LR=${LR:-0.001}

@@ -17,7 +17,7 @@ CKPT_PATH=${CKPT_PATH:-model_hub/tinyllama/tinyllama-1.1b-3T}
 DATA_DIR=${DATA_DIR:-data/dolly}
 # hyper-parameters
 BATCH_SIZE=${BATCH_SIZE:-8} # examples of a micro-batch on one GPU
-GLOBAL_BATCH=${GLOBAL_BATCH:-32} # examples per step on all GPUs; GRAD_ACC=N instead fixes the micro-batches per step
+GLOBAL_BATCH=${GLOBAL_BATCH-32} # examples per step on all GPUs; GRAD_ACC=N instead fixes the micro-batches per step
 EVAL_BATCH_SIZE=${EVAL_BATCH_SIZE:-16}
 EPOCH=${EPOCH:-10}
 LR=${LR:-0.001}

@@ -1,5 +1,6 @@
 """Scores, result files, generation, and `code/evaluate.py` from the command line."""
 
+import atexit
 import json
 import multiprocessing
 import os
@@ -401,6 +402,9 @@ def run_python(*words: str) -> str:
 @pytest.fixture
 def evaluate(root, monkeypatch, capsys):
     """Runs `code/evaluate.py` in this process. Returns exit code, stdout, stderr."""
+
+    monkeypatch.setattr(os, "_exit", sys.exit)  # a failure ends the process at once
+    monkeypatch.setattr(atexit, "_run_exitfuncs", lambda: None)
 
     def run(*flags):
         monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, flags)])
