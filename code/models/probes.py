@@ -143,9 +143,11 @@ def _own_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 def _worst(value: float, device: torch.device) -> float:
     """The largest of all ranks, NaN as infinity: kernels vary, and the ranks must decide alike."""
-    worst = torch.tensor(math.inf if math.isnan(value) else value, dtype=torch.float64, device=device)
-    if dist.is_initialized():
-        dist.all_reduce(worst, op=dist.ReduceOp.MAX)
+    value = math.inf if math.isnan(value) else value
+    if not dist.is_initialized():
+        return value
+    worst = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.all_reduce(worst, op=dist.ReduceOp.MAX)
     return worst.item()
 
 

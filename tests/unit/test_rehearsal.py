@@ -85,7 +85,7 @@ class Step:
                 (poisoned(sums.loss) / sum(TOKENS)).backward()
                 metrics.add(sums, batch)
             self.part("micro-steps")
-            metrics.end_step()
+            metrics.end_step(True)
             criterion.end_step()
             self.part("the step's end")
             self.record = metrics.log(1, 1, 0.1, {})
@@ -101,7 +101,8 @@ class Step:
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
-    monkeypatch.setattr(metrics_module, "dist", SimpleNamespace(all_reduce=lambda totals: None))
+    one_rank = SimpleNamespace(all_reduce=lambda totals: None, get_world_size=lambda: 1)
+    monkeypatch.setattr(metrics_module, "dist", one_rank)
     monkeypatch.setattr(metrics_module, "peak_memory_mb", lambda device: 0.0)
 
 

@@ -90,7 +90,7 @@ def test_what_is_written_and_how_it_is_computed_may_change(tmp_path):
         "--data-dir d -> e",
         "--keep-best-n-checkpoints 1 -> 4",
         "--log-interval 10 -> 3",
-        "--loss-chunk-mb 64 -> 8",
+        "--loss-chunk-mb None -> 8",
     ]
     assert continued(settings(), settings("--save-dir", "outputs/moved"), tmp_path) == []
 
