@@ -141,7 +141,7 @@ def answer(
     generation: GenerationArguments,
     seeds: list[int],
 ) -> dict[int, list[str]]:
-    """By seed, one answer a row."""
+    """By seed, one answer per row."""
     prompts = encode_prompts(tokenizer, [row.prompt for row in rows])
     cut = sum(len(ids) > args.max_prompt_length for ids in prompts)
     if cut:

@@ -90,7 +90,7 @@ def collate(
 
     packed: rows of at most `max_length` tokens, `position_ids` restart at each example, row ends are a dummy example.
     packed into one row: whatever its length; what variable-length attention kernels want.
-    padded: one example a row, pads on the right, an attention mask.
+    padded: one example per row, pads on the right, an attention mask.
     """
     lengths = [len(example) for example in examples]
     rows = place(lengths, max_length, layout)

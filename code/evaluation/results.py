@@ -72,7 +72,7 @@ def summarise(scores: Mapping[str, Mapping[int, float]]) -> dict[str, dict]:
 
 
 def table(summary: Mapping[str, Mapping]) -> str:
-    """ROUGE-L of each data set: a row a set, a column a seed, then mean and standard deviation."""
+    """ROUGE-L of each data set: one row per set, one column per seed, then mean and standard deviation."""
     seeds = sorted({seed for row in summary.values() for seed in row["seeds"]})
     header = ["data set", *(f"seed {seed}" for seed in seeds), "mean", "std"]
     rows = [

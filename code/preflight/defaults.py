@@ -15,10 +15,9 @@ from arguments import KDArguments, TrainConfig
 from criterions import Criterion
 from models.folders import ROOT, find_checkpoint, run_arguments
 from preflight.plans import Ranks
-from training.engine import read_deepspeed_config, training_dtype
+from training.engine import PRECISIONS, read_deepspeed_config, training_dtype
 
 CONFIGS = {"bf16": "ds_config_bf16.json", "fp16": "ds_config_fp16.json", "fp32": "ds_config_zero1_fp32.json"}
-NAME_OF_DTYPE = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 SHORT = {"kd_rate": "kd^rate", "kd_temperature": "kd^temp", "kd_temperature_scaling": "kd^scale"}
 LONGEST_NAME = 200  # bytes; a file name has at most 255
 
@@ -59,7 +58,7 @@ def with_precision(config: TrainConfig) -> TrainConfig:
         precision = precision_of_machine() if args.precision == "auto" else args.precision
         file = ROOT / "configs" / "deepspeed" / CONFIGS[precision]
         return config._replace(train=replace(args, deepspeed_config=str(file)))
-    dtype = NAME_OF_DTYPE[training_dtype(read_deepspeed_config(args))]
+    dtype = PRECISIONS[training_dtype(read_deepspeed_config(args))]
     if args.precision not in ("auto", dtype):
         raise ValueError(
             f"--precision {args.precision}: --deepspeed_config {args.deepspeed_config} is {dtype}; pass one of the two"
@@ -126,7 +125,7 @@ def setting_name(config: TrainConfig, criterion: Criterion, settings: dict, rank
     if ranks.world > ranks.of_node:
         batch += f"x{ranks.world // ranks.of_node}"
     _, objective = criterion.folder_names(config.kd.objective)
-    parts = [f"criterion={objective}", f"{tuning}-{NAME_OF_DTYPE[training_dtype(settings)]}"]
+    parts = [f"criterion={objective}", f"{tuning}-{PRECISIONS[training_dtype(settings)]}"]
     parts += [f"teacher={config.teacher.teacher_ckpt_name}"] if criterion.needs_teacher else []
     parts += _hyper_parameters(config.kd, criterion, objective)
     parts.append(f"epoch={train.num_epochs}")

@@ -51,7 +51,7 @@ def build_optimizer(model: nn.Module, args: TrainArguments, guarded: bool = Fals
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, args: TrainArguments, total_steps: int) -> LambdaLR:
-    """One step a step of the optimiser."""
+    """Advances once per optimiser step."""
     return LambdaLR(optimizer, lambda step: learning_rate_factor(step, args, total_steps))
 
 
