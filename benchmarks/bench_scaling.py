@@ -36,7 +36,7 @@ from distiller import Distiller  # noqa: E402
 from evaluation.results import format_table  # noqa: E402
 from models.heads import SplitModel, find_head  # noqa: E402
 from models.probes import batch_layout  # noqa: E402
-from teacher import LiveTeacher  # noqa: E402
+from teacher.states import LiveTeacher  # noqa: E402
 from tiny import WORDS, make_tokenizer  # noqa: E402
 from training.optimizer import build_optimizer  # noqa: E402
 

@@ -40,11 +40,11 @@ from evaluation.results import format_table  # noqa: E402
 from models.heads import SplitModel, find_head  # noqa: E402
 from models.probes import batch_layout  # noqa: E402
 from reference.dense_step import dense_loss, pad_to_max  # noqa: E402
-from teacher import CachedTeacher, LiveTeacher  # noqa: E402
-from teacher_cache import TeacherCache  # noqa: E402
+from teacher.states import CachedTeacher, LiveTeacher  # noqa: E402
+from teacher.cache import TeacherCache  # noqa: E402
 from training.engine import init_distributed  # noqa: E402
 from training.optimizer import build_optimizer  # noqa: E402
-from training.teachers import compute_states  # noqa: E402
+from teacher.building import compute_states  # noqa: E402
 
 MAX_LENGTH, VOCABULARY, TEMPERATURE = 512, 49152, 2.0
 HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}  # as scripts/lib/common.sh sets it; for all variants

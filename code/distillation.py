@@ -28,7 +28,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from criterions import Criterion
-from data_utils.atomic import WriteError, write_text
+from runtime.atomic import WriteError, write_text
 from data_utils.batches import EpochPlan, Layout
 from data_utils.dataset import InstructionDataset, load_train_and_dev, read_rows
 from distiller import Distiller
@@ -40,7 +40,7 @@ from models.sharding import gathering, partitioned_loading, sharding_settings, w
 from models.vocabulary import shared_vocabulary
 from preflight.checks import Examination, check
 from preflight.plans import Ranks
-from teacher import LiveTeacher, Teacher
+from teacher.states import LiveTeacher, Teacher
 from training.engine import (
     build_engine,
     init_distributed,
@@ -52,10 +52,10 @@ from training.guard import Diverged
 from training.loop import Data, Trainer, epoch_plan, total_steps
 from training.metrics import Metrics, build_logger
 from training.provenance import provenance
-from training.ranks import USER_ERRORS, is_first_of_node, together
+from runtime.ranks import USER_ERRORS, is_first_of_node, together
 from training.resume import extension, open_resume
 from training.stopping import DIVERGED, NOT_WRITTEN, STOPPED, run_entry
-from training.teachers import build_teacher
+from teacher.building import build_teacher
 
 
 def main(argv: list[str]) -> None:

@@ -9,7 +9,7 @@ from criterions import Criterion
 from criterions.fused import LossSums, ResponseRows, chunk_bytes
 from data_utils.batches import Batch
 from models.heads import SplitModel, add_input_gradient_sparsely
-from teacher import TeacherStates
+from teacher.states import TeacherStates
 
 
 class Distiller(nn.Module):

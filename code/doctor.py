@@ -21,7 +21,7 @@ from preflight.checks import Examination, check
 from preflight.plans import Ranks
 from preflight.probe import STUDENT, TEACHER, probe
 from preflight.report import Report
-from training.ranks import USER_ERRORS
+from runtime.ranks import USER_ERRORS
 
 
 def main(argv: list[str]) -> None:

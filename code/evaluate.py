@@ -27,7 +27,7 @@ import torch
 from torch import distributed as dist
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from data_utils.atomic import WriteError
+from runtime.atomic import WriteError
 from data_utils.dataset import Row, read_rows
 from data_utils.prompts import cut_prompts, encode_prompts
 from evaluation.defaults import fill_in
@@ -36,7 +36,7 @@ from evaluation.results import Evaluation, summarise, table, write_summary
 from evaluation.rouge import rouge_l, tokenizer_warning
 from evaluation.settings import evaluation_settings
 from models.loading import load_checkpoint
-from training.ranks import USER_ERRORS
+from runtime.ranks import USER_ERRORS
 from training.stopping import NOT_WRITTEN, run_entry
 
 T = TypeVar("T")

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_utils.atomic import explained, new_folder, write_text
+from runtime.atomic import explained, new_folder, write_text
 
 FINGERPRINT_LENGTH = 12  # hexadecimal digits
 

@@ -20,7 +20,7 @@ from preflight.report import Report
 from preflight.skeleton import ModelFacts, student_facts, teacher_facts
 from preflight.tokens import check_tokenizers
 from training.engine import check_precision, read_deepspeed_config, supported_dtypes, training_dtype
-from training.teachers import teacher_dtype
+from teacher.building import teacher_dtype
 
 
 def check(config: TrainConfig) -> tuple[TrainConfig, Criterion, dict]:

@@ -18,7 +18,7 @@ from deepspeed.accelerator import get_accelerator
 
 from arguments import TrainConfig
 from criterions.fused import chunk_bytes
-from data_utils.atomic import existing_part
+from runtime.atomic import existing_part
 from data_utils.dataset import InstructionDataset
 from preflight.machine import Memory, host_memory
 from preflight.report import Report, size
@@ -26,7 +26,7 @@ from preflight.skeleton import ModelFacts
 from training.engine import training_dtype
 from training.loop import epoch_plan, total_steps
 from training.optimizer import warmup_steps
-from training.teachers import teacher_dtype
+from teacher.building import teacher_dtype
 
 FP32 = 4
 ADAM = 2 * FP32  # two moments

@@ -14,7 +14,7 @@ from preflight.machine import host_memory
 from preflight.report import Report, size
 from preflight.skeleton import ModelFacts
 from training.engine import training_dtype
-from training.teachers import teacher_dtype
+from teacher.building import teacher_dtype
 
 STUDENT, TEACHER = "--model-path", "--teacher-model-path"
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from training.ranks import USER_ERRORS
+from runtime.ranks import USER_ERRORS
 
 WIDTH = 120
 MARGIN = 13

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from data_utils.atomic import new_folder, remove
+from runtime.atomic import new_folder, remove
 
 
 def save_checkpoint(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

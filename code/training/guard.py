@@ -15,7 +15,7 @@ from deepspeed import DeepSpeedEngine
 from torch import Tensor
 from torch import distributed as dist
 
-from data_utils.atomic import write_text
+from runtime.atomic import write_text
 from data_utils.batches import Example, Step
 from data_utils.dataset import InstructionDataset
 

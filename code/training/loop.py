@@ -27,7 +27,7 @@ from data_utils.prompts import cut_prompts, encode_prompts
 from distiller import Distiller
 from evaluation.generation import generate_answers
 from evaluation.rouge import rouge_l
-from teacher import Teacher, dropped_mass
+from teacher.states import Teacher, dropped_mass
 from training.checkpoints import BestCheckpoints, save_checkpoint
 from training.guard import StepGuard, poisoned
 from training.metrics import Metrics, append_record, duration

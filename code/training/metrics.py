@@ -18,7 +18,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from criterions.fused import LossSums
-from data_utils.atomic import explained
+from runtime.atomic import explained
 from data_utils.batches import Batch
 
 

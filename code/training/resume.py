@@ -24,13 +24,13 @@ from torch import distributed as dist
 
 from arguments import TrainArguments, TrainConfig
 from criterions import Criterion
-from data_utils.atomic import explained, flush, put_in_place, remove, remove_unfinished, sync, unfinished, write_text
+from runtime.atomic import explained, flush, put_in_place, remove, remove_unfinished, sync, unfinished, write_text
 from data_utils.batches import Layout
 from training.checkpoints import BestCheckpoints
 from training.engine import SET_BY_FLAGS
-from training.folder_lock import lock_folder
+from runtime.locks import lock_folder
 from training.metrics import Metrics
-from training.ranks import together
+from runtime.ranks import together
 
 FORMAT = 2
 # What a run writes into its folder, and so what starting over moves aside: the state first, since half a run that has

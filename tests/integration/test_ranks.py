@@ -13,7 +13,7 @@ import sys, time
 from datetime import timedelta
 sys.path.insert(0, "code")
 from torch import distributed as dist
-from training.ranks import together
+from runtime.ranks import together
 
 def work(seconds, error=None):
     time.sleep(seconds)
@@ -47,7 +47,7 @@ FAILING = """
 import os, sys, time
 sys.path.insert(0, "code")
 from torch import distributed as dist
-from training.ranks import together
+from runtime.ranks import together
 
 def fail():
     time.sleep(3)  # by then the other rank looks at the store twice a second only

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from data_utils import atomic
-from data_utils.atomic import new_folder, put_in_place, remove_unfinished, unfinished, write_text
+from runtime import atomic
+from runtime.atomic import new_folder, put_in_place, remove_unfinished, unfinished, write_text
 
 
 def interrupted(*_):
@@ -79,7 +79,7 @@ import resource, signal, sys
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
-from data_utils.atomic import WriteError, new_folder, write_text
+from runtime.atomic import WriteError, new_folder, write_text
 
 tensor = torch.zeros(100_000)
 writes = [

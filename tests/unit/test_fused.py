@@ -30,7 +30,7 @@ from models.heads import LanguageModelHead, ModelLogits, SplitModel, unwrap_peft
 from models.probes import split
 from reference.dense_step import IGNORE, dense_logits, dense_loss, pad_to_max
 from reference.objectives import NAIVE, naive_adakd
-from teacher import LiveTeacher
+from teacher.states import LiveTeacher
 from tiny import llama
 
 STUDENT_VOCAB, TEACHER_VOCAB, SHARED = 61, 67, 59

@@ -46,7 +46,7 @@ from preflight.plans import Ranks, activation_bytes, check_writable, fullest_bat
 from preflight.probe import STUDENT, probe
 from preflight.report import Report, size
 from preflight.skeleton import ModelFacts, check_adapter_fits, student_facts
-from teacher import LiveTeacher, dropped_mass
+from teacher.states import LiveTeacher, dropped_mass
 from training import engine
 
 pytestmark = pytest.mark.usefixtures("one_thread")

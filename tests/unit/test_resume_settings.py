@@ -12,8 +12,8 @@ from dataclasses import asdict, fields
 import pytest
 
 from arguments import TrainConfig, parse_train_arguments
-from training import folder_lock
-from training.folder_lock import lock_folder
+from runtime import locks
+from runtime.locks import lock_folder
 from training.resume import (
     LENGTH_FLAGS,
     MAY_CHANGE,
@@ -153,7 +153,7 @@ def test_padding_instead_of_packing_is_refused_before_the_models_are_loaded(tmp_
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from training.folder_lock import lock_folder
+from runtime.locks import lock_folder
 lock = lock_folder(Path(sys.argv[1]))
 if not os.fork():
     time.sleep(600)  # as a tokenising process would that outlives its run

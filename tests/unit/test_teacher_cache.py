@@ -14,14 +14,14 @@ import torch
 
 import teacher_cache
 from arguments import DataArguments, TeacherArguments
-from data_utils.atomic import WriteError
+from runtime.atomic import WriteError
 from data_utils.batches import EpochPlan, Example, collate
 from data_utils.dataset import load_instruction_data
 from models import files
 from models.loading import load_teacher, load_tokenizer
 from models.probes import split
-from teacher import CachedTeacher, LiveTeacher
-from teacher_cache import ShardWriter, TeacherCache, fingerprint
+from teacher.states import CachedTeacher, LiveTeacher
+from teacher.cache import ShardWriter, TeacherCache, fingerprint
 from training import teachers
 
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TextIO
 
-from data_utils.atomic import explained
+from runtime.atomic import explained
 
 NAME = ".lock"
 HELD = (errno.EACCES, errno.EAGAIN)

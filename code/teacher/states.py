@@ -10,7 +10,7 @@ from torch import Tensor
 
 from data_utils.batches import Batch
 from models.heads import LanguageModelHead, ModelLogits, SplitModel
-from teacher_cache import TeacherCache
+from teacher.cache import TeacherCache
 
 
 class TeacherStates(NamedTuple):

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from arguments import TeacherArguments
-from data_utils.atomic import WriteError, existing_part, new_file, remove_unfinished, write_text
+from runtime.atomic import WriteError, existing_part, new_file, remove_unfinished, write_text
 from data_utils.batches import Example
 from data_utils.dataset import InstructionDataset
 from models.files import INDEX, MODEL, digest, weight_files

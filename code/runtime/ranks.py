@@ -14,7 +14,7 @@ from typing import NoReturn, TypeVar
 
 from torch import distributed as dist
 
-from data_utils.atomic import WriteError
+from runtime.atomic import WriteError
 
 T = TypeVar("T")
 USER_ERRORS = (ValueError, OSError)

@@ -24,11 +24,11 @@ from models.heads import LanguageModelHead, SplitModel
 from models.loading import load_teacher
 from models.probes import batch_layout, split
 from models.sharding import free, partitioned_loading, prefetch_for, shard, sharding_settings, whole_linear
-from teacher import CachedTeacher, LiveTeacher
-from teacher_cache import ShardWriter, TeacherCache, fingerprint
+from teacher.states import CachedTeacher, LiveTeacher
+from teacher.cache import ShardWriter, TeacherCache, fingerprint
 from training.engine import training_dtype
 from training.metrics import duration
-from training.ranks import together
+from runtime.ranks import together
 
 SECONDS_BETWEEN_LINES = 60.0  # of the log, about that pass
 TOKENS_PER_BATCH = 8192  # of the pass that fills a cache: no gradient, no logits, so there is room for many
