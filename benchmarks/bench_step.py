@@ -32,7 +32,7 @@ sys.path[:0] = [str(ROOT / "code"), str(ROOT / "tests"), str(ROOT / "benchmarks"
 
 from workload import DOLLY, SMOLLM2, SMOLLM2_10L, in_process, llama, write_result  # noqa: E402
 
-from arguments import KDArguments, TrainArguments  # noqa: E402
+from arguments import DataArguments, KDArguments, TrainArguments  # noqa: E402
 from criterions import build_criterion  # noqa: E402
 from data_utils.batches import Example, collate  # noqa: E402
 from distiller import Distiller  # noqa: E402
@@ -40,11 +40,11 @@ from evaluation.results import format_table  # noqa: E402
 from models.heads import SplitModel, find_head  # noqa: E402
 from models.probes import batch_layout  # noqa: E402
 from reference.dense_step import dense_loss, pad_to_max  # noqa: E402
-from teacher.states import CachedTeacher, LiveTeacher  # noqa: E402
+from runtime.ranks import init_distributed  # noqa: E402
 from teacher.cache import TeacherCache  # noqa: E402
-from training.engine import init_distributed  # noqa: E402
+from teacher.filling import CacheFiller  # noqa: E402
+from teacher.states import CachedTeacher, LiveTeacher  # noqa: E402
 from training.optimizer import build_optimizer  # noqa: E402
-from teacher.building import compute_states  # noqa: E402
 
 MAX_LENGTH, VOCABULARY, TEMPERATURE = 512, 49152, 2.0
 HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}  # as scripts/lib/common.sh sets it; for all variants
@@ -186,8 +186,8 @@ def fill(batches: list[list[Example]], cache: TeacherCache) -> dict:
     def compute(examples: list[Example]) -> None:
         rows = Rows(examples)
         missing = [(rows, i) for i in range(len(examples))]
-        logger = logging.getLogger("fill")
-        compute_states(cache, teacher.model, missing, layout, MAX_LENGTH, 0, device, False, logger)
+        filler = CacheFiller(cache, [rows], None, DataArguments("data", max_length=MAX_LENGTH), 0, device)
+        filler.compute(teacher.model, missing, layout)
 
     compute(batches[0])
     started = time.perf_counter()

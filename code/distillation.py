@@ -16,21 +16,19 @@ if __name__ == "__main__":  # before the imports that take seconds
     answer_early(parse_train_arguments)
 
 import json
-import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import distributed as dist
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from criterions import Criterion
-from runtime.atomic import WriteError, write_text
-from data_utils.batches import EpochPlan, Layout
+from data_utils.batches import Layout
 from data_utils.dataset import InstructionDataset, load_train_and_dev, read_rows
+from data_utils.epoch_plan import EpochPlan, epoch_plan, total_steps
 from distiller import Distiller
 from evaluation.rouge import tokenizer_warning
 from models.heads import SplitModel
@@ -40,22 +38,29 @@ from models.sharding import gathering, partitioned_loading, sharding_settings, w
 from models.vocabulary import shared_vocabulary
 from preflight.checks import Examination, check
 from preflight.plans import Ranks
-from teacher.states import LiveTeacher, Teacher
-from training.engine import (
-    build_engine,
+from runtime.atomic import WriteError, write_text
+from runtime.deepspeed_settings import DeepSpeedSettings, dtype_name
+from runtime.exit_codes import DIVERGED, NOT_WRITTEN, STOPPED, WRONG_INPUT, run_entry
+from runtime.log import logger, start_log
+from runtime.random_state import seed_everything
+from runtime.ranks import (
+    USER_ERRORS,
+    all_ranks,
+    from_main_process,
     init_distributed,
+    is_first_of_node,
     is_main_process,
-    seed_everything,
-    training_dtype,
+    rank,
+    world_size,
 )
-from training.guard import Diverged
-from training.loop import Data, Trainer, epoch_plan, total_steps
-from training.metrics import Metrics, build_logger
-from training.provenance import provenance
-from runtime.ranks import USER_ERRORS, is_first_of_node, together
-from training.resume import extension, open_resume
-from training.stopping import DIVERGED, NOT_WRITTEN, STOPPED, run_entry
 from teacher.building import build_teacher
+from teacher.states import LiveTeacher, Teacher
+from training.engine import build_engine
+from training.guard import Diverged
+from training.loop import Data, Trainer
+from training.metrics import Metrics
+from training.provenance import provenance
+from training.resume import extension, open_resume
 
 
 def main(argv: list[str]) -> None:
@@ -63,7 +68,7 @@ def main(argv: list[str]) -> None:
         trainer = prepare(argv)
     except USER_ERRORS as error:  # what a user can get wrong; a failure in training keeps its traceback
         show_error(error)
-        sys.exit(NOT_WRITTEN if isinstance(error, WriteError) else 2)
+        sys.exit(NOT_WRITTEN if isinstance(error, WriteError) else WRONG_INPUT)
     if trainer is not None:
         run(trainer)
 
@@ -92,34 +97,36 @@ def prepare(argv: list[str]) -> Trainer | None:
     """
     config = parse_train_arguments(argv)
     device = init_distributed()
-    config, criterion, settings = together(lambda: check(config))
-    of_first = [config]  # the best checkpoint of a run that still trains could differ between ranks
-    dist.broadcast_object_list(of_first)
-    (config,) = of_first
-    examined = together(lambda: examine(config, criterion, settings), only=is_main_process())
+    with all_ranks():
+        config, criterion, settings = check(config)
+    config = from_main_process(config)  # the best checkpoint of a run that still trains could differ between ranks
+    with all_ranks():
+        examined = examine(config, criterion, settings) if is_main_process() else None
     save_dir = Path(config.train.save_dir)
     resume = open_resume(config, settings)
-    logger = build_logger(save_dir, is_main_process())
+    start_log(save_dir)
     for note in resume.notes:
         logger.info(note)
     if resume.finished:
         further = extension(resume.start, save_dir)
         logger.info("this run is finished: nothing to do; %s; --resume never starts it over", further)
         return None
-    log_start(config, criterion, settings, argv, device, logger)
+    log_start(config, criterion, settings, argv, device)
 
     tokenizer, train, dev = load_data(config)
-    together(lambda: plan_run(examined, train, dev, logger), only=is_main_process())
+    with all_ranks():
+        if is_main_process():
+            plan_run(examined, train, dev)
     datasets = [data for data in (train, dev) if data is not None]
-    distiller, teacher, layout = load_models(config, criterion, tokenizer, settings, datasets, device, logger)
+    distiller, teacher, layout = load_models(config, criterion, tokenizer, settings, datasets, device)
     check_token_ids(config, train, dev, distiller)
     resume.set_layout(layout, config.train)
 
-    plan = epoch_plan(train, config.train, dist.get_world_size(), layout)
+    plan = epoch_plan(train, config.train, world_size(), layout)
     steps = total_steps(plan, config.train)
     engine = build_engine(distiller, settings, config.train, steps)
-    seed_everything(config.train.seed + 1 + dist.get_rank())
-    log_plan(plan, steps, logger)
+    seed_everything(config.train.seed + 1 + rank())
+    log_plan(plan, steps)
     # Only generation needs the text again; the dev loss has its token ids.
     dev_file = Path(config.data.data_dir) / "dev.jsonl"
     dev_rows = read_rows(dev_file, config.data.dev_num) if config.train.eval_gen else []
@@ -137,20 +144,17 @@ def prepare(argv: list[str]) -> Trainer | None:
         generation=config.generation,
         metrics=Metrics(save_dir / "metrics.jsonl", device, is_main_process()),
         resume=resume,
-        logger=logger,
     )
 
 
-def examine(config: TrainConfig, criterion: Criterion, settings: dict) -> Examination:
+def examine(config: TrainConfig, criterion: Criterion, settings: DeepSpeedSettings) -> Examination:
     """Raises ValueError with all that is wrong with the models, the tokenizers and the disk."""
     examined = Examination(config, criterion, settings, Ranks.from_environment())
     examined.report.stop_on_errors()
     return examined
 
 
-def plan_run(
-    examined: Examination, train: InstructionDataset, dev: InstructionDataset | None, logger: logging.Logger
-) -> None:
+def plan_run(examined: Examination, train: InstructionDataset, dev: InstructionDataset | None) -> None:
     """The whole report into the log. Raises ValueError if the run cannot fit."""
     examined.plan(train, dev)
     logger.info("%s", examined.report)
@@ -160,18 +164,17 @@ def plan_run(
 def log_start(
     config: TrainConfig,
     criterion: Criterion,
-    settings: dict,
+    settings: DeepSpeedSettings,
     argv: Sequence[str],
     device: torch.device,
-    logger: logging.Logger,
 ) -> None:
     """What the run is, into args.json and train.log."""
     if is_main_process():
-        everything = config.flags | {"deepspeed": settings, "run": provenance(argv)}
+        everything = config.flags | {"deepspeed": settings.raw, "run": provenance(argv)}
         write_text(Path(config.train.save_dir) / "args.json", json.dumps(everything, indent=2) + "\n")
     logger.info("run folder %s", config.train.save_dir)
-    ranks, dtype = dist.get_world_size(), str(training_dtype(settings)).removeprefix("torch.")
-    logger.info("objective %s, %d ranks, device %s, %s", config.kd.objective, ranks, device.type, dtype)
+    dtype = dtype_name(settings.dtype)
+    logger.info("objective %s, %d ranks, device %s, %s", config.kd.objective, world_size(), device.type, dtype)
     if config.ignored_flags:
         logger.info("without effect here: %s", " ".join(config.ignored_flags))
     if not criterion.needs_teacher and config.teacher.teacher_model_path is not None:
@@ -185,35 +188,38 @@ def load_data(
 
     The first process of each node tokenises, the others read its cache.
     """
-    tokenizer = together(
-        lambda: load_tokenizer(config.model.model_path, config.model.trust_remote_code, config.model.model_revision)
-    )
-    first, from_cache = is_first_of_node(), replace(config.data, force_process=False)
-    of_first = together(lambda: load_train_and_dev(tokenizer, config.data), only=first)
-    of_others = together(lambda: load_train_and_dev(tokenizer, from_cache), only=not first)
-    return tokenizer, *(of_first or of_others)
+    model, from_cache = config.model, replace(config.data, force_process=False)
+    with all_ranks():
+        tokenizer = load_tokenizer(model.model_path, model.trust_remote_code, model.model_revision)
+    with all_ranks():
+        if is_first_of_node():
+            train, dev = load_train_and_dev(tokenizer, config.data)
+    with all_ranks():
+        if not is_first_of_node():
+            train, dev = load_train_and_dev(tokenizer, from_cache)
+    return tokenizer, train, dev
 
 
 def load_models(
     config: TrainConfig,
     criterion: Criterion,
     tokenizer: PreTrainedTokenizerBase,
-    settings: dict,
+    settings: DeepSpeedSettings,
     datasets: Sequence[InstructionDataset],
     device: torch.device,
-    logger: logging.Logger,
 ) -> tuple[Distiller, Teacher | None, Layout]:
     """The distiller, the teacher if the objective needs one, and how examples are laid out in a batch."""
     teacher = None
     if criterion.needs_teacher:  # first: its body may be gone before the student comes
-        teacher = build_teacher(config, settings, datasets, tokenizer.pad_token_id, device, logger)
+        teacher = build_teacher(config, settings, datasets, tokenizer.pad_token_id, device)
     seed_everything(config.train.seed)
     model = load_sharded_student(config, settings).to(device)
     with gathering(model):
         student = split(model)
     parts = {"student": student}
     if teacher is not None:
-        size = together(lambda: shared_ids(config, tokenizer, student, teacher))
+        with all_ranks():
+            size = shared_ids(config, tokenizer, student, teacher)
         student.head.vocabulary_size = teacher.head.vocabulary_size = size
         if isinstance(teacher, LiveTeacher):
             parts["teacher"] = teacher.model
@@ -227,14 +233,14 @@ def load_models(
     return Distiller(student, criterion, config.kd.loss_chunk_mb, config.kd.compile_loss), teacher, layout
 
 
-def load_sharded_student(config: TrainConfig, settings: dict) -> nn.Module:
+def load_sharded_student(config: TrainConfig, settings: DeepSpeedSettings) -> nn.Module:
     """The student, whole; under ZeRO-3, this rank's share of it."""
-    dtype = training_dtype(settings)
-    sharding = sharding_settings(settings, dtype)
+    sharding = sharding_settings(settings, settings.dtype)
     if sharding is None:
-        return together(lambda: load_student(config.model, dtype))
+        with all_ranks():
+            return load_student(config.model, settings.dtype)
     with partitioned_loading(sharding):  # collective
-        return load_student(config.model, dtype)
+        return load_student(config.model, settings.dtype)
 
 
 def shared_ids(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, student: SplitModel, teacher: Teacher) -> int:
@@ -256,7 +262,7 @@ def check_token_ids(
             )
 
 
-def log_plan(plan: EpochPlan, steps: int, logger: logging.Logger) -> None:
+def log_plan(plan: EpochPlan, steps: int) -> None:
     if plan.tokens_per_micro_batch is not None:
         logger.info("micro-batches of at most %d tokens; --batch-size has no effect", plan.tokens_per_micro_batch)
     a_step = len(plan.lengths) / len(plan), plan.lengths.sum() / len(plan)

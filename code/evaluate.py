@@ -16,18 +16,14 @@ from flags import answer_early, show_error
 if __name__ == "__main__":  # before the imports that take seconds
     answer_early(parse_evaluate_arguments)
 
-import os
 import sys
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
 
 import torch
-from torch import distributed as dist
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from runtime.atomic import WriteError
 from data_utils.dataset import Row, read_rows
 from data_utils.prompts import cut_prompts, encode_prompts
 from evaluation.defaults import fill_in
@@ -36,10 +32,9 @@ from evaluation.results import Evaluation, summarise, table, write_summary
 from evaluation.rouge import rouge_l, tokenizer_warning
 from evaluation.settings import evaluation_settings
 from models.loading import load_checkpoint
-from runtime.ranks import USER_ERRORS
-from training.stopping import NOT_WRITTEN, run_entry
-
-T = TypeVar("T")
+from runtime.atomic import WriteError
+from runtime.exit_codes import NOT_WRITTEN, run_entry
+from runtime.ranks import USER_ERRORS, from_main_process, init_distributed, is_main_process
 
 
 def main(argv: list[str]) -> None:
@@ -107,7 +102,7 @@ def evaluate_set(
     """ROUGE-L of each seed on one data set, on rank 0, which writes the answers; complete seeds are read."""
     settings = evaluation_settings(model, name, rows, args, generation)
     evaluation = Evaluation(root, f"{name}-{args.split}", settings, notes(args))
-    there = of_main_process({} if args.force else evaluation.scores())
+    there = from_main_process({} if args.force else evaluation.scores())
     wanted = seeds(args, generation, there)
     missing = [seed for seed in wanted if seed not in there]
     if len(missing) < len(wanted):
@@ -199,29 +194,6 @@ def results_folder(args: EvaluateArguments) -> Path:
         return Path(args.save_dir)
     checkpoint = Path(args.peft_path or args.model_path)
     return checkpoint.parent / "eval" / checkpoint.name if checkpoint.is_dir() else Path("outputs/eval") / checkpoint
-
-
-def init_distributed() -> torch.device:
-    """Joins the group that a launcher made, if one did. Returns the device of this rank."""
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-    return device
-
-
-def of_main_process(value: T) -> T:
-    """Rank 0's value on every rank: the others may not see its disk."""
-    values = [value]
-    if dist.is_initialized():
-        dist.broadcast_object_list(values)
-    return values[0]
-
-
-def is_main_process() -> bool:
-    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def report(message: str) -> None:

@@ -8,16 +8,16 @@
 The fingerprint is a hash of the settings: another evaluation never overwrites this one, and the same one is recognised.
 """
 
-import fcntl
 import hashlib
 import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.atomic import explained, new_folder, write_text
+from runtime.atomic import new_folder, write_text
+from runtime.locks import lock
 
 FINGERPRINT_LENGTH = 12  # hexadecimal digits
 
@@ -117,10 +117,7 @@ def _metrics(folder: Path) -> list[dict]:
 @contextmanager
 def _locked(root: Path) -> Iterator[None]:
     """Waits until no other process writes below `root`: summary.json is then of all that is there."""
-    with explained(root):
-        root.mkdir(parents=True, exist_ok=True)
-        lock = (root / ".summary.lock").open("w")
-    with lock:
-        with suppress(OSError):  # a file system without locks: only a summary made at the same time could lack a line
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    # On a file system without locks a summary that is written at the same time could lack a line, no more.
+    file, _ = lock(root / ".summary.lock", wait=True)
+    with file:
         yield

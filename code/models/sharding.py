@@ -14,14 +14,16 @@ from deepspeed.runtime.zero import parameter_offload
 from torch import nn
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
+from runtime.deepspeed_settings import DeepSpeedSettings
+
 KEPT = ("offload_param", "stage3_param_persistence_threshold", "stage3_prefetch_bucket_size")
 
 
-def sharding_settings(settings: dict, dtype: torch.dtype) -> dict | None:
+def sharding_settings(settings: DeepSpeedSettings, dtype: torch.dtype) -> dict | None:
     """DeepSpeed's settings for loading and frozen models, of a run that trains with `settings`; None below ZeRO-3."""
-    zero = settings.get("zero_optimization", {})
-    if zero.get("stage", 0) != 3:
+    if settings.stage != 3:
         return None
+    zero = settings.zero
     return {
         "zero_optimization": {"stage": 3, **{name: zero[name] for name in KEPT if name in zero}},
         "bf16": {"enabled": dtype == torch.bfloat16},

@@ -19,16 +19,22 @@ from preflight.plans import Ranks, check_positions, plan_cache, plan_data, plan_
 from preflight.report import Report
 from preflight.skeleton import ModelFacts, student_facts, teacher_facts
 from preflight.tokens import check_tokenizers
-from training.engine import check_precision, read_deepspeed_config, supported_dtypes, training_dtype
+from runtime.deepspeed_settings import (
+    DeepSpeedSettings,
+    check_precision,
+    dtype_name,
+    read_deepspeed_settings,
+    supported_dtypes,
+)
 from teacher.building import teacher_dtype
 
 
-def check(config: TrainConfig) -> tuple[TrainConfig, Criterion, dict]:
+def check(config: TrainConfig) -> tuple[TrainConfig, Criterion, DeepSpeedSettings]:
     """The flags with what they leave open filled in, the objective and DeepSpeed's settings.
 
     Raises ValueError, a line for each file or flag that is wrong.
     """
-    report, criterion, settings, ranks = Report(), None, {}, Ranks.from_environment()
+    report, criterion, settings, ranks = Report(), None, None, Ranks.from_environment()
     with report.check():
         criterion = build_criterion(config.kd.objective, config.kd)
     with report.check():
@@ -38,7 +44,7 @@ def check(config: TrainConfig) -> tuple[TrainConfig, Criterion, dict]:
     with report.check():
         config = with_accumulation(config, ranks)
     with report.check():
-        settings = read_deepspeed_config(config.train)
+        settings = read_deepspeed_settings(config.train)
     with report.check():
         if config.kd.compile_loss:
             check_compiler(get_accelerator().device_name())
@@ -70,16 +76,16 @@ def _check_teacher(config: TrainConfig) -> None:
         check_adapter_path("--teacher-peft-path", teacher.teacher_peft_path)
 
 
-def _check_dtypes(config: TrainConfig, settings: dict, needs_teacher: bool) -> None:
+def _check_dtypes(config: TrainConfig, settings: DeepSpeedSettings, needs_teacher: bool) -> None:
     """What the machine and the attention kernel can compute in, of what student and teacher will be held in."""
     check_precision(config.train, settings)
-    dtypes = {f"--deepspeed_config {config.train.deepspeed_config}": training_dtype(settings)}
+    dtypes = {f"--deepspeed_config {config.train.deepspeed_config}": settings.dtype}
     if needs_teacher and config.teacher.teacher_dtype is not None:
         flag = f"--teacher-dtype {config.teacher.teacher_dtype}"
-        dtypes[flag] = dtype = teacher_dtype(config, training_dtype(settings))
+        dtypes[flag] = dtype = teacher_dtype(config, settings.dtype)
         if sharding_settings(settings, dtype) and dtype not in supported_dtypes():
             raise ValueError(
-                f"{flag}: ZeRO-3 partitions the teacher, and {str(dtype).removeprefix('torch.')} is not supported by "
+                f"{flag}: ZeRO-3 partitions the teacher, and {dtype_name(dtype)} is not supported by "
                 f"this machine's {get_accelerator().device_name()} device; pass --teacher-dtype float32"
             )
     check_attention(config.model.attn_implementation, dtypes, get_accelerator().device_name())
@@ -100,7 +106,7 @@ def _check_data(config: TrainConfig) -> None:
 class Examination:
     """What is known of the models before they are loaded; its report grows with `plan`."""
 
-    def __init__(self, config: TrainConfig, criterion: Criterion, settings: dict, ranks: Ranks):
+    def __init__(self, config: TrainConfig, criterion: Criterion, settings: DeepSpeedSettings, ranks: Ranks):
         self.config, self.settings, self.ranks = config, settings, ranks
         self.report = Report()
         self.student: ModelFacts | None = None
@@ -146,8 +152,8 @@ class Examination:
                 plan_memory(config, self.settings, self.student, self.teacher, train.lengths, self.ranks, report)
 
     def _describe(self, name: str, model: ModelFacts) -> None:
-        dtype = training_dtype(self.settings)
-        dtype = str(dtype if name == "student" else teacher_dtype(self.config, dtype)).removeprefix("torch.")
+        dtype = self.settings.dtype
+        dtype = dtype_name(dtype if name == "student" else teacher_dtype(self.config, dtype))
         trainable = "all" if model.trainable == model.parameters else f"{model.trainable:,}"
         of_student = f", {trainable} trainable" if name == "student" else ""
         layers = getattr(model.text_config, "num_hidden_layers", "?")

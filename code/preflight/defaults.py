@@ -15,7 +15,7 @@ from arguments import KDArguments, TrainConfig
 from criterions import Criterion
 from models.folders import ROOT, find_checkpoint, run_arguments
 from preflight.plans import Ranks
-from training.engine import PRECISIONS, read_deepspeed_config, training_dtype
+from runtime.deepspeed_settings import DeepSpeedSettings, read_deepspeed_settings
 
 CONFIGS = {"bf16": "ds_config_bf16.json", "fp16": "ds_config_fp16.json", "fp32": "ds_config_zero1_fp32.json"}
 SHORT = {"kd_rate": "kd^rate", "kd_temperature": "kd^temp", "kd_temperature_scaling": "kd^scale"}
@@ -58,7 +58,7 @@ def with_precision(config: TrainConfig) -> TrainConfig:
         precision = precision_of_machine() if args.precision == "auto" else args.precision
         file = ROOT / "configs" / "deepspeed" / CONFIGS[precision]
         return config._replace(train=replace(args, deepspeed_config=str(file)))
-    dtype = PRECISIONS[training_dtype(read_deepspeed_config(args))]
+    dtype = read_deepspeed_settings(args).precision
     if args.precision not in ("auto", dtype):
         raise ValueError(
             f"--precision {args.precision}: --deepspeed_config {args.deepspeed_config} is {dtype}; pass one of the two"
@@ -100,7 +100,7 @@ def with_accumulation(config: TrainConfig, ranks: Ranks) -> TrainConfig:
     return config._replace(train=replace(args, gradient_accumulation_steps=wanted // at_once))
 
 
-def with_save_dir(config: TrainConfig, criterion: Criterion, settings: dict, ranks: Ranks) -> TrainConfig:
+def with_save_dir(config: TrainConfig, criterion: Criterion, settings: DeepSpeedSettings, ranks: Ranks) -> TrainConfig:
     """--save-dir, named by what is trained and how: outputs/<model type>/<student>/<objective>/<setting>."""
     if config.train.save_dir is not None:
         return config
@@ -110,7 +110,7 @@ def with_save_dir(config: TrainConfig, criterion: Criterion, settings: dict, ran
     return config._replace(train=replace(config.train, save_dir=str(folder)))
 
 
-def setting_name(config: TrainConfig, criterion: Criterion, settings: dict, ranks: Ranks) -> str:
+def setting_name(config: TrainConfig, criterion: Criterion, settings: DeepSpeedSettings, ranks: Ranks) -> str:
     """What tells a run from others of the same models; of the objective's hyper-parameters those that it uses."""
     model, train = config.model, config.train
     tuning = "default"
@@ -125,7 +125,7 @@ def setting_name(config: TrainConfig, criterion: Criterion, settings: dict, rank
     if ranks.world > ranks.of_node:
         batch += f"x{ranks.world // ranks.of_node}"
     _, objective = criterion.folder_names(config.kd.objective)
-    parts = [f"criterion={objective}", f"{tuning}-{PRECISIONS[training_dtype(settings)]}"]
+    parts = [f"criterion={objective}", f"{tuning}-{settings.precision}"]
     parts += [f"teacher={config.teacher.teacher_ckpt_name}"] if criterion.needs_teacher else []
     parts += _hyper_parameters(config.kd, criterion, objective)
     parts.append(f"epoch={train.num_epochs}")

@@ -18,15 +18,15 @@ from deepspeed.accelerator import get_accelerator
 
 from arguments import TrainConfig
 from criterions.fused import chunk_bytes
-from runtime.atomic import existing_part
 from data_utils.dataset import InstructionDataset
+from data_utils.epoch_plan import epoch_plan, total_steps
 from preflight.machine import Memory, host_memory
 from preflight.report import Report, size
 from preflight.skeleton import ModelFacts
-from training.engine import training_dtype
-from training.loop import epoch_plan, total_steps
-from training.optimizer import warmup_steps
+from runtime.atomic import existing_part
+from runtime.deepspeed_settings import DeepSpeedSettings
 from teacher.building import teacher_dtype
+from training.optimizer import warmup_steps
 
 FP32 = 4
 ADAM = 2 * FP32  # two moments
@@ -128,14 +128,18 @@ class MemoryPlan:
 
 
 def memory_plan(
-    config: TrainConfig, settings: dict, student: ModelFacts, teacher: ModelFacts | None, tokens: int, ranks: Ranks
+    config: TrainConfig,
+    settings: DeepSpeedSettings,
+    student: ModelFacts,
+    teacher: ModelFacts | None,
+    tokens: int,
+    ranks: Ranks,
 ) -> MemoryPlan:
     """tokens: of the fullest micro-batch."""
-    dtype = training_dtype(settings)
+    dtype = settings.dtype
     width, half = dtype.itemsize, dtype != torch.float32
-    zero = settings.get("zero_optimization", {})
-    stage, world = zero.get("stage", 0), ranks.world
-    accumulates_fp32 = half and settings.get("data_types", {}).get("grad_accum_dtype") == "fp32"
+    zero, stage, world = settings.zero, settings.stage, ranks.world
+    accumulates_fp32 = half and settings.raw.get("data_types", {}).get("grad_accum_dtype") == "fp32"
     gradient = (width + FP32 if accumulates_fp32 else width) * student.trainable
     parts = {
         "weights": student.parameters * width // (world if stage == 3 else 1),
@@ -210,7 +214,7 @@ def _size(model: ModelFacts, *names: str, default: int | None = None) -> int | N
 
 def plan_memory(
     config: TrainConfig,
-    settings: dict,
+    settings: DeepSpeedSettings,
     student: ModelFacts,
     teacher: ModelFacts | None,
     lengths: np.ndarray,
@@ -258,7 +262,7 @@ def plan_memory(
                 f"{size(memory.total)} are free now; {remedy}"
             )
     if teacher and config.teacher.teacher_cache is not None:
-        whole = teacher.parameters * teacher_dtype(config, training_dtype(settings)).itemsize
+        whole = teacher.parameters * teacher_dtype(config, settings.dtype).itemsize
         if whole > device.free:
             report.warn(f"--teacher-cache: while it is filled, the whole teacher's {size(whole)} have to fit")
 
@@ -277,11 +281,11 @@ def fullest_batch(lengths: np.ndarray, batch_size: int, seed: int) -> int:
 # ---- disk ------------------------------------------------------------------------------------------------------------
 
 
-def plan_disk(config: TrainConfig, settings: dict, student: ModelFacts, report: Report) -> None:
+def plan_disk(config: TrainConfig, settings: DeepSpeedSettings, student: ModelFacts, report: Report) -> None:
     """Raises ValueError if --save-dir cannot be written, or has no room for what the run will keep there."""
     args, folder = config.train, Path(config.train.save_dir)
     existing = check_writable(folder)
-    dtype = training_dtype(settings)
+    dtype = settings.dtype
     width = dtype.itemsize
     checkpoint = width * (student.parameters if config.model.peft is None else student.trainable)
     saves = -(-args.num_epochs // max(1, args.save_interval))
@@ -303,13 +307,15 @@ def plan_disk(config: TrainConfig, settings: dict, student: ModelFacts, report: 
         )
 
 
-def plan_cache(config: TrainConfig, settings: dict, teacher: ModelFacts, response_tokens: int, report: Report) -> None:
+def plan_cache(
+    config: TrainConfig, settings: DeepSpeedSettings, teacher: ModelFacts, response_tokens: int, report: Report
+) -> None:
     """The teacher cache, if all rows are still missing; what is there already is known only when it is read."""
     if config.teacher.teacher_cache is None:
         return
     folder = Path(config.teacher.teacher_cache)
     free = shutil.disk_usage(check_writable(folder, "--teacher-cache")).free
-    width = teacher_dtype(config, training_dtype(settings)).itemsize
+    width = teacher_dtype(config, settings.dtype).itemsize
     needed = response_tokens * teacher.head_columns * width
     report.fact("cache", f"at most {size(needed)} of {size(free)} for {response_tokens:,} response tokens in {folder}")
 

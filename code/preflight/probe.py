@@ -13,18 +13,18 @@ from models.probes import batch_layout, split
 from preflight.machine import host_memory
 from preflight.report import Report, size
 from preflight.skeleton import ModelFacts
-from training.engine import training_dtype
+from runtime.deepspeed_settings import DeepSpeedSettings
 from teacher.building import teacher_dtype
 
 STUDENT, TEACHER = "--model-path", "--teacher-model-path"
 
 
-def probe(config: TrainConfig, settings: dict, models: dict[str, ModelFacts], report: Report) -> None:
+def probe(config: TrainConfig, settings: DeepSpeedSettings, models: dict[str, ModelFacts], report: Report) -> None:
     """Facts; a warning where training will fall back to something slower; or why nothing was tried.
 
     models: by flag. Raises ValueError if one cannot be loaded.
     """
-    dtypes = {STUDENT: training_dtype(settings)}
+    dtypes = {STUDENT: settings.dtype}
     if TEACHER in models:
         dtypes[TEACHER] = teacher_dtype(config, dtypes[STUDENT])
     reason = "correct the errors first" if report.errors else _obstacle(config, models, dtypes)

@@ -55,7 +55,7 @@ def new_file(path: Path) -> Iterator[Path]:
     Raises WriteError, and leaves `path` as it was.
     """
     part = unfinished(path)
-    with explained(path):
+    with as_write_error(path):
         yield part
         sync(part)
         part.replace(path)
@@ -69,7 +69,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     Raises WriteError, and leaves `folder` as it was.
     """
     part = unfinished(folder)
-    with explained(folder):
+    with as_write_error(folder):
         remove(part)
         part.mkdir(parents=True)
         try:
@@ -111,7 +111,7 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
+def as_write_error(path: Path) -> Iterator[None]:
     """Turns what a full disk, a quota or lost storage makes of a write into a WriteError that names `path`.
 
     torch.save and safetensors report a failed write in exceptions of their own, without an errno.

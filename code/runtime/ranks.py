@@ -1,17 +1,25 @@
-"""All ranks go on, or all stop: what goes wrong on one rank is raised on every one.
+"""The ranks of a run: their process group, who is the main one, and blocks that succeed or fail on all of them.
 
 A rank that stopped alone would leave the others in their next collective until its timeout, half an hour by default. A
-rank that works alone (tokenises, waits for a slower one) may take longer than that; so the ranks meet here by the store
+rank that works alone (tokenises, waits for a slower one) may take longer than that; so `all_ranks` meets at the store
 of the process group, where waiting has no limit, and not in a collective.
+
+Without a process group (a single evaluation, the doctor) there is one rank, and nothing is waited for.
 """
 
 import itertools
 import json
 import os
+import socket
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn, TypeVar
 
+import deepspeed
+import torch
+from deepspeed.accelerator import get_accelerator
 from torch import distributed as dist
 
 from runtime.atomic import WriteError
@@ -24,51 +32,119 @@ _meetings = itertools.count()
 
 
 class OtherRankFailed(RuntimeError):
-    """Something that no user got wrong went wrong on another rank, which shows its traceback."""
+    """An error that is not the user's occurred on another rank, which shows its traceback."""
 
 
-def together(step: Callable[[], T], only: bool = True) -> T | None:
-    """`step()` on every rank where `only` holds; returns its result (elsewhere None) once it is done on all of them.
+def init_distributed() -> torch.device:
+    """Joins the process group of `deepspeed` or `torchrun`, or makes one of this process alone. Returns the device.
 
-    Every rank calls it; `step` has no collectives. An output that could not be written is raised as WriteError on every
-    rank, whichever of them it happened on, what a user can get wrong (ValueError, OSError) as ValueError; anything else
-    as itself there and as OtherRankFailed on the others.
+    Raises ValueError if there are more processes than devices, OSError if the port is taken.
     """
-    result, failure = None, None
+    # DeepSpeed calls collectives by names that torch is about to retire: nothing a user could act on.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    accelerator = get_accelerator()
+    if "RANK" not in os.environ:
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            os.environ["MASTER_PORT"] = str(free.getsockname()[1])
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if accelerator.device_name() == "cpu":
+        # DeepSpeed would compile its shared-memory collectives: that takes a compiler and a minute; gloo needs neither.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    else:
+        _check_devices(accelerator.device_count(), local_rank)
+        accelerator.set_device(local_rank)
     try:
-        if only:
-            result = step()
+        deepspeed.init_distributed(
+            dist_backend=accelerator.communication_backend_name(), auto_mpi_discovery=False, verbose=False
+        )
+    except dist.DistNetworkError as error:
+        place = f"MASTER_ADDR={os.environ.get('MASTER_ADDR')} MASTER_PORT={os.environ.get('MASTER_PORT')}"
+        raise OSError(
+            f"{place}: {str(error).splitlines()[0]}; another run may have the port: set MASTER_PORT to a free one"
+        ) from None
+    return torch.device(accelerator.device_name(local_rank) if accelerator.device_name() != "cpu" else "cpu")
+
+
+def _check_devices(devices: int, local_rank: int) -> None:
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", local_rank + 1)))
+    if processes > devices:
+        raise ValueError(
+            f"{processes} processes on a machine with {devices} visible devices; set GPUS={devices} (or --num_gpus, "
+            "--nproc_per_node), or show more of them in CUDA_VISIBLE_DEVICES"
+        )
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main_process() -> bool:
+    return rank() == 0
+
+
+def is_first_of_node() -> bool:
+    """Whether this rank reports errors and prepares files for its node; known before there is a process group."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0
+
+
+def from_main_process(value: T) -> T:
+    """Rank 0's value on every rank."""
+    values = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(values)
+    return values[0]
+
+
+@contextmanager
+def all_ranks() -> Iterator[None]:
+    """Every rank enters the block, and leaves it when all of them are done; what fails on one fails on every one.
+
+    The block has no collectives; a rank may have nothing to do in it. WriteError is raised as WriteError on every rank,
+    another error of the user (ValueError, OSError) as ValueError; anything else as itself where it occurred and as
+    OtherRankFailed elsewhere.
+    """
+    if not dist.is_initialized():
+        yield
+        return
+    failure = None
+    try:
+        yield
     except Exception as error:  # raised again below, when the others know
         failure = error
     kind = next((kind for kind in (WriteError, *USER_ERRORS) if isinstance(failure, kind)), OtherRankFailed)
     told = None
     if failure is not None:
         told = kind.__name__, repr(failure) if kind is OtherRankFailed else str(failure)
-    said = _told_by_all(told)
+    outcomes = _outcomes_of_all(told)
     if failure is not None and kind is OtherRankFailed:
         raise failure
-    failed = {rank: tuple(outcome) for rank, outcome in enumerate(said) if outcome is not None}
+    failed = {rank: tuple(outcome) for rank, outcome in enumerate(outcomes) if outcome is not None}
     if failed:
         _raise(failed)
-    return result
 
 
-def _told_by_all(outcome: tuple[str, str] | None) -> list[list[str] | None]:
-    """The outcomes of all ranks, by rank, when every one has told its own, however long that takes.
+def _outcomes_of_all(outcome: tuple[str, str] | None) -> list[list[str] | None]:
+    """The outcomes of all ranks, by rank, once every rank has told its own, however long that takes.
 
     A rank that was killed tells nothing; its launcher ends the others.
     """
     store, meeting = dist.group.WORLD.get_group_store(), next(_meetings)
-    keys = [f"together/{meeting}/{rank}" for rank in range(dist.get_world_size())]
+    keys = [f"all_ranks/{meeting}/{rank}" for rank in range(dist.get_world_size())]
     store.set(keys[dist.get_rank()], json.dumps(outcome))
     pause = 0.001
     while not store.check(keys):
         time.sleep(pause)
         pause = min(LONGEST_PAUSE, 1.5 * pause)
-    said = [json.loads(told) for told in store.multi_get(keys)]
-    if any(told is not None for told in said):
-        _wait_for_readers(store, f"together/{meeting}/read")
-    return said
+    outcomes = [json.loads(told) for told in store.multi_get(keys)]
+    if any(told is not None for told in outcomes):
+        _wait_for_readers(store, f"all_ranks/{meeting}/read")
+    return outcomes
 
 
 def _wait_for_readers(store: dist.Store, prefix: str) -> None:
@@ -88,8 +164,3 @@ def _raise(failed: dict[int, tuple[str, str]]) -> NoReturn:
     not_written = any(kind == WriteError.__name__ for kind, _ in failed.values())
     messages = dict.fromkeys(message for _, message in failed.values())
     raise (WriteError if not_written else ValueError)("\n".join(messages))
-
-
-def is_first_of_node() -> bool:
-    """Whether this rank speaks and prepares files for its node; known before there is a process group."""
-    return int(os.environ.get("LOCAL_RANK", "0")) == 0

@@ -11,13 +11,13 @@ other orders, seeds, lengths and subsets read the same cache, and rows it does n
 Shapes: N response positions, E hidden size of the teacher, V vocabulary.
 """
 
-import fcntl
 import json
 import shutil
 import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from huggingface_hub import snapshot_download
@@ -26,12 +26,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from arguments import TeacherArguments
-from runtime.atomic import WriteError, existing_part, new_file, remove_unfinished, write_text
 from data_utils.batches import Example
 from data_utils.dataset import InstructionDataset
 from models.files import INDEX, MODEL, digest, weight_files
 from models.heads import LanguageModelHead
 from models.sharding import frozen_linear
+from runtime.atomic import WriteError, existing_part, new_file, remove_unfinished, write_text
+from runtime.locks import Held, lock
 
 FORMAT = 1
 MANIFEST, HEAD, LOCK = "manifest.json", "head.safetensors", ".lock"
@@ -127,18 +128,17 @@ class TeacherCache:
                 "pass a folder on another disk, lower --train-num, or drop the flag"
             )
 
-    def lock(self) -> object:
+    def lock(self) -> TextIO:
         """Keeps other runs from filling the cache while the returned object lives. Raises ValueError if one does.
 
         Also removes what a killed run left unfinished.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        file = (self.folder / LOCK).open("w")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            file, _ = lock(self.folder / LOCK)
+        except Held as holder:
             raise ValueError(
-                f"--teacher-cache {self.folder}: another run is filling it; start this one when that one trains"
+                f"--teacher-cache {self.folder}: another run is filling it ({holder}); start this one when that one "
+                "trains"
             ) from None
         remove_unfinished(self.folder)
         return file

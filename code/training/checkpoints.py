@@ -14,12 +14,13 @@ from torch import distributed as dist
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from runtime.atomic import new_folder, remove
+from runtime.ranks import is_main_process
 
 
 def save_checkpoint(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Writes the student. Every rank calls it (ZeRO-3 gathers the weights); rank 0 writes."""
     state = gathered_state_dict(model)
-    if dist.get_rank() == 0:
+    if is_main_process():
         options = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
         if isinstance(model, PeftModel):
             name_base(model)
@@ -48,7 +49,7 @@ def gathered_state_dict(model: nn.Module) -> dict[str, Tensor]:
         if adapter_only and not tensor.requires_grad:
             continue
         with deepspeed.zero.GatheredParameters([tensor], enabled=hasattr(tensor, "ds_id")):
-            if dist.get_rank() == 0:
+            if is_main_process():
                 if id(tensor) not in copies:
                     copies[id(tensor)] = tensor.detach().to("cpu", copy=True)
                 state[name] = copies[id(tensor)]
@@ -75,9 +76,9 @@ class BestCheckpoints:
         while self.count != -1 and len(self.kept) > self.count:
             worst = min(self.kept)
             self.kept.remove(worst)
-            if dist.get_rank() == 0:
+            if is_main_process():
                 remove(worst[1])
-        if dist.get_rank() == 0:
+        if is_main_process():
             # A run that was killed in this place and evaluates again, on a device whose sums vary, may have left the
             # same step under a name with another score.
             for other in folder.parent.glob(f"{folder.name.partition('_loss')[0]}_*"):

@@ -5,7 +5,6 @@ over all ranks before every update, leaves the step out on all of them. Nothing 
 """
 
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,11 @@ from deepspeed import DeepSpeedEngine
 from torch import Tensor
 from torch import distributed as dist
 
-from runtime.atomic import write_text
-from data_utils.batches import Example, Step
+from data_utils.batches import Example
 from data_utils.dataset import InstructionDataset
+from data_utils.epoch_plan import Step
+from runtime.atomic import write_text
+from runtime.log import logger
 
 
 class Diverged(RuntimeError):
@@ -37,7 +38,6 @@ class StepGuard:
     data: InstructionDataset
     save_dir: Path
     max_bad_steps: int
-    logger: logging.Logger
     bad_steps: int = 0
 
     def inspect(self, step: int, planned: Step, losses: Tensor) -> bool:
@@ -53,7 +53,7 @@ class StepGuard:
         finite_ranks = [bool(of_rank.all()) for of_rank in finite]
         if all(finite_ranks) and self.engine.fp16_enabled() and self.engine.dynamic_loss_scale():
             scale = self.engine.optimizer.cur_scale
-            self.logger.info("step %d skipped: fp16 gradients overflowed; loss scale now %g", step, scale)
+            logger.info("step %d skipped: fp16 gradients overflowed; loss scale now %g", step, scale)
             return False
         self.bad_steps += 1
         self._report(step, planned, losses, finite_ranks)
@@ -75,7 +75,7 @@ class StepGuard:
             f"({self.bad_steps} in a row, --max-bad-steps {self.max_bad_steps}); examples {' '.join(hashes)}, "
             f"kept in {folder}"
         )
-        self.logger.warning(message)
+        logger.warning(message)
         if self.bad_steps >= self.max_bad_steps:
             raise Diverged(f"{message}. Lower --lr, clip with --clip-grad, or train in bf16 or fp32; see the examples")
 

@@ -6,7 +6,6 @@ The loss of an optimiser step is its sum over all ranks and micro-steps divided 
 rank knows from the plan of the epoch; so how the step is cut into micro-batches and ranks does not change the gradient.
 """
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,16 +20,18 @@ from transformers import PreTrainedTokenizerBase
 
 from arguments import DataArguments, GenerationArguments, TrainArguments
 from criterions import StepPlan
-from data_utils.batches import Batch, EpochPlan, Layout, Step, batches_by_length, collate
+from data_utils.batches import Batch, Layout, batches_by_length, collate
 from data_utils.dataset import InstructionDataset, Row
+from data_utils.epoch_plan import EpochPlan, Step, total_steps
 from data_utils.prompts import cut_prompts, encode_prompts
 from distiller import Distiller
 from evaluation.generation import generate_answers
 from evaluation.rouge import rouge_l
+from runtime.log import duration, logger
 from teacher.states import Teacher, dropped_mass
 from training.checkpoints import BestCheckpoints, save_checkpoint
 from training.guard import StepGuard, poisoned
-from training.metrics import Metrics, append_record, duration
+from training.metrics import Metrics, append_record
 from training.prefetch import prefetched
 from training.resume import Resume, RunState
 from training.stopping import StopSignals
@@ -63,7 +64,6 @@ class Trainer:
     generation: GenerationArguments
     metrics: Metrics
     resume: Resume
-    logger: logging.Logger
 
     @property
     def distiller(self) -> Distiller:
@@ -93,24 +93,22 @@ class Trainer:
         bar = tqdm(total=self.total_steps, initial=at.step, desc="train", unit="step", disable=hidden, leave=False)
         with (
             bar as progress,
-            logging_redirect_tqdm([self.logger] if main else []),
+            logging_redirect_tqdm([logger] if main else []),
             StopSignals(self.engine.device) as signals,
         ):
             while not at.finished:
                 if (not at.epoch_ends and self._train_epoch(state, progress, signals)) or signals.now():
-                    self.logger.info("stopped by a signal after step %d; the same command continues it", at.step)
+                    logger.info("stopped by a signal after step %d; the same command continues it", at.step)
                     return False
                 self._finish_epoch(state)
         for score, folder in sorted(best.kept, reverse=True):
-            self.logger.info("kept %s (%s)", folder, self._meaning(score))
+            logger.info("kept %s (%s)", folder, self._meaning(score))
         return True
 
     def _train_epoch(self, state: RunState, progress: tqdm, signals: StopSignals) -> bool:
         """Takes the steps that the epoch still has, and saves the state. Returns whether a signal ended it."""
         at, args = state.position, self.args
-        guard = StepGuard(
-            self.engine, self.data.train, Path(args.save_dir), args.max_bad_steps, self.logger, at.bad_steps
-        )
+        guard = StepGuard(self.engine, self.data.train, Path(args.save_dir), args.max_bad_steps, at.bad_steps)
         self.engine.train()
         self.metrics.start_clock()
         stop = False
@@ -182,7 +180,7 @@ class Trainer:
         parts = f" nll_loss {record['nll_loss']:.4f} kd_loss {record['kd_loss']:.4f}" if self.teacher else ""
         more = "".join(f" {name} {value:.4g}" for name, value in extras.items())
         eta = f" eta {duration((steps - step) * record['step_time'])}" if step < steps else ""
-        self.logger.info(
+        logger.info(
             f"epoch {epoch}/{epochs} step {step}/{steps} loss {record['loss']:.4f}{parts} lr {record['lr']:.3g} "
             f"grad_norm {record['grad_norm']:.3g} {record['tokens_per_s']:.0f} tokens/s{more}{eta}"
         )
@@ -207,7 +205,7 @@ class Trainer:
             folder = Path(self.args.save_dir) / name
             save_checkpoint(self.distiller.student, self.tokenizer, folder)
             best.add(score, folder)
-            self.logger.info("saved %s", folder)
+            logger.info("saved %s", folder)
 
     def _meaning(self, score: float) -> str:
         """What the score of a checkpoint says."""
@@ -222,7 +220,7 @@ class Trainer:
         scores = {"loss": self._dev_loss(self.data.dev)}
         if self.args.eval_gen:
             scores["rougel"] = self._dev_rouge(self.data.dev_rows)
-        self.logger.info("dev epoch %d %s", epoch, " ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+        logger.info("dev epoch %d %s", epoch, " ".join(f"{name} {value:.4f}" for name, value in scores.items()))
         if dist.get_rank() == 0:
             append_record(Path(self.args.save_dir) / "dev_metrics.jsonl", {"step": step, "epoch": epoch, **scores})
         return scores
@@ -255,7 +253,7 @@ class Trainer:
                 total[1] += len(batch.labels_N)
         dist.all_reduce(total)
         mass = (total[0] / total[1]).item()
-        self.logger.info(
+        logger.info(
             "the teacher gives %.3g of its probability on dev to the %d ids that are dropped%s",
             *(mass, teacher.head.whole_size - teacher.head.vocabulary_size),
             "; a teacher with the student's tokens would lose none" if mass > NOTABLE_MASS else "",
@@ -281,23 +279,3 @@ class Trainer:
             mean = [sum(scores) / len(scores)]
         dist.broadcast_object_list(mean)
         return mean[0]
-
-
-def epoch_plan(train: InstructionDataset, args: TrainArguments, world_size: int, layout: Layout) -> EpochPlan:
-    """Which rows make which step, as the flags say."""
-    return EpochPlan(
-        lengths=train.lengths,
-        responses=train.responses,
-        batch_size=args.batch_size,
-        accumulation_steps=args.gradient_accumulation_steps,
-        world_size=world_size,
-        seed=args.seed,
-        tokens_per_micro_batch=args.tokens_per_micro_batch,
-        layout=layout,
-    )
-
-
-def total_steps(plan: EpochPlan, args: TrainArguments) -> int:
-    """Optimiser steps of the run."""
-    steps = len(plan) * args.num_epochs
-    return steps if args.total_iters is None else min(steps, args.total_iters)

@@ -4,12 +4,10 @@ Sums stay on the device between log intervals; one reduction over the ranks and 
 """
 
 import json
-import logging
 import math
 import resource
 import sys
 import time
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -18,23 +16,8 @@ from torch import Tensor
 from torch import distributed as dist
 
 from criterions.fused import LossSums
-from runtime.atomic import explained
 from data_utils.batches import Batch
-
-
-def build_logger(save_dir: Path, main: bool) -> logging.Logger:
-    """Rank 0 writes to the terminal and to train.log; the others stay silent."""
-    logger = logging.getLogger("distillation")
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    logger.handlers.clear()
-    if not main:
-        logger.addHandler(logging.NullHandler())
-        return logger
-    for handler in (logging.StreamHandler(sys.stdout), logging.FileHandler(save_dir / "train.log", encoding="utf-8")):
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-        logger.addHandler(handler)
-    return logger
+from runtime.atomic import as_write_error
 
 
 class Metrics:
@@ -139,15 +122,10 @@ class Metrics:
         self.start_clock()
 
 
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds, as 0:12:30."""
-    return str(timedelta(seconds=round(seconds)))
-
-
 def append_record(path: Path, record: dict) -> None:
     """One line of JSON, where a number that is not finite is null. Raises WriteError."""
     values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-    with explained(path), path.open("a") as file:
+    with as_write_error(path), path.open("a") as file:
         file.write(json.dumps(values) + "\n")
 
 

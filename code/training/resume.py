@@ -12,27 +12,27 @@ the next start. A run that is finished keeps state.json alone.
 import hashlib
 import json
 import os
-import random
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TextIO
 
-import numpy as np
 import torch
 from deepspeed import DeepSpeedEngine
-from deepspeed.accelerator import get_accelerator
 from torch import distributed as dist
 
 from arguments import TrainArguments, TrainConfig
 from criterions import Criterion
-from runtime.atomic import explained, flush, put_in_place, remove, remove_unfinished, sync, unfinished, write_text
 from data_utils.batches import Layout
+from runtime.atomic import as_write_error, flush, put_in_place, remove, remove_unfinished, sync, unfinished, write_text
+from runtime.deepspeed_settings import DeepSpeedSettings
+from runtime.locks import Held, lock
+from runtime.random_state import random_state, set_random_state
+from runtime.ranks import all_ranks, from_main_process, is_main_process, rank, world_size
 from training.checkpoints import BestCheckpoints
-from training.engine import SET_BY_FLAGS
-from runtime.locks import lock_folder
 from training.metrics import Metrics
-from runtime.ranks import together
 
 FORMAT = 2
+LOCK = ".lock"
 # What a run writes into its folder, and so what starting over moves aside: the state first, since half a run that has
 # it could be continued.
 OUTPUTS = tuple("resume epoch*_step* eval bad_steps metrics.jsonl dev_metrics.jsonl train.log args.json".split())
@@ -133,7 +133,7 @@ class RunState:
         assert loaded is not None
         for group, lr in zip(engine.optimizer.param_groups, engine.lr_scheduler.get_last_lr()):
             group["lr"] = lr
-        own = torch.load(folder / f"rank{dist.get_rank()}.pt", weights_only=True)
+        own = torch.load(folder / f"rank{rank()}.pt", weights_only=True)
         self.criterion.load_state_dict(own["criterion"])
         self.metrics.load_state_dict(own["metrics"])
         self.best.restore((score, self.resume.save_dir / name) for score, name in start["best"])
@@ -148,8 +148,8 @@ class RunState:
         """Replaces the state, between two steps, on every rank. Raises WriteError; the old state is then intact."""
         folder = self.resume.folder / f"step{self.position.step}"
         part = unfinished(folder)
-        with explained(folder):
-            if dist.get_rank() == 0:
+        with as_write_error(folder):
+            if is_main_process():
                 remove(part)
                 part.mkdir(parents=True)
             dist.barrier()
@@ -158,7 +158,7 @@ class RunState:
             except BaseException:
                 remove(part)  # the next attempt may need the room
                 raise
-            if dist.get_rank() == 0:
+            if is_main_process():
                 put_in_place(part, folder)
         self._commit(folder.name)
 
@@ -178,7 +178,7 @@ class RunState:
             "criterion": self.criterion.state_dict(),
             "metrics": self.metrics.state_dict(),
         }
-        torch.save(own, part / f"rank{dist.get_rank()}.pt")
+        torch.save(own, part / f"rank{rank()}.pt")
         dist.barrier()
         if os.environ.get("LOCAL_RANK", "0") == "0":
             flush(part)
@@ -186,7 +186,7 @@ class RunState:
 
     def _commit(self, name: str | None) -> None:
         self.saved = name
-        if dist.get_rank() == 0:
+        if is_main_process():
             state = {
                 "format": FORMAT,
                 "folder": name,
@@ -206,32 +206,44 @@ class RunState:
         return not all(parameter.requires_grad for parameter in self.engine.module.parameters())
 
 
-def open_resume(config: TrainConfig, deepspeed_settings: dict) -> Resume:
+def open_resume(config: TrainConfig, deepspeed_settings: DeepSpeedSettings) -> Resume:
     """What there is to continue, in --save-dir or (--resume PATH) elsewhere; makes --save-dir ready to be written to.
 
     Every rank calls it, before anything is written. Raises ValueError, the same on all ranks, where the state does not
     fit the flags or another run uses --save-dir.
     """
-    main = dist.get_rank() == 0
-    lock = together(lambda: lock_folder(Path(config.train.save_dir)), only=main)
-    shared = [together(lambda: _prepare_folder(config, deepspeed_settings), only=main)]
-    dist.broadcast_object_list(shared)
-    found = shared[0]
-    if lock is not None:
-        found.lock, note = lock
+    main = is_main_process()
+    with all_ranks():
+        locked = lock_folder(Path(config.train.save_dir)) if main else None
+    with all_ranks():
+        found = _prepare_folder(config, deepspeed_settings) if main else None
+    found = from_main_process(found)
+    if locked is not None:
+        found.lock, note = locked
         found.notes += [note] if note else []
     if found.start_folder is not None and not found.start_folder.is_dir():
         raise ValueError(f"--save-dir {config.train.save_dir}: seen by the first process only; all nodes must share it")
     return found
 
 
-def _prepare_folder(config: TrainConfig, deepspeed_settings: dict) -> Resume:
+def lock_folder(save_dir: Path) -> tuple[TextIO, str | None]:
+    """One run per --save-dir. Returns as `runtime.locks.lock`; raises ValueError that names the run that holds it."""
+    try:
+        return lock(save_dir / LOCK)
+    except Held as holder:
+        raise ValueError(
+            f"--save-dir {save_dir}: another run uses it ({holder}); wait until it ends, stop it, or pass another "
+            "--save-dir"
+        ) from None
+
+
+def _prepare_folder(config: TrainConfig, deepspeed_settings: DeepSpeedSettings) -> Resume:
     args, save_dir = config.train, Path(config.train.save_dir)
     settings = {
-        "world_size": dist.get_world_size(),
+        "world_size": world_size(),
         "data": {name: _hash(Path(config.data.data_dir) / f"{name}.jsonl") for name in ("train", "dev")},
         "flags": config.flags,
-        "deepspeed": {name: value for name, value in deepspeed_settings.items() if name not in SET_BY_FLAGS},
+        "deepspeed": deepspeed_settings.from_file,
     }
     resume = Resume(save_dir, settings)
     own = read_state(save_dir) if args.resume != "never" else None
@@ -369,27 +381,6 @@ def _step_of(line: str) -> float:
         return json.loads(line)["step"] if line.endswith("\n") else float("inf")
     except (ValueError, TypeError, KeyError):
         return float("inf")
-
-
-def random_state() -> dict:
-    """Of every generator that a step may draw from: python, NumPy, torch on the CPU and on the device."""
-    accelerator = get_accelerator()
-    kind, keys, *rest = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
-        "torch": torch.get_rng_state(),
-        "device": None if accelerator.device_name() == "cpu" else accelerator.get_rng_state(),
-    }
-
-
-def set_random_state(state: dict) -> None:
-    random.setstate(state["python"])
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    if state["device"] is not None:
-        get_accelerator().set_rng_state(state["device"])
 
 
 def _remove_leftovers(folder: Path, keep: str | None) -> None:

@@ -1,49 +1,15 @@
-"""How a run ends: its exit code, and the signals that end it before its time with its state saved.
+"""SIGTERM and SIGINT end a run after a step, on all ranks the same one, with its state saved."""
 
-Exit codes of `code/distillation.py`: see docs/reliability.md.
-"""
-
-import atexit
 import os
 import signal
-import sys
 import time
-import traceback
-from collections.abc import Callable
 from types import FrameType
 
 import torch
 from torch import distributed as dist
 
-STOPPED = 75  # EX_TEMPFAIL: the state is saved, run the same command again
-NOT_WRITTEN = 74  # EX_IOERR: a full disk, a quota, lost storage
-DIVERGED = 3
 # Launchers pass a signal on that the terminal has sent to every process already.
 ECHO_SECONDS = 2.0
-
-
-def run_entry(main: Callable[[list[str]], None]) -> None:
-    """Runs an entry point on the words of the command line, and ends the process with its exit code.
-
-    A failure skips Python's finalisation. A thread of the process group that waits for the interpreter there, to free
-    what the last collective left, would abort the process (SIGABRT in place of the exit code); and leaving the group
-    first, as after a success, waits for ranks that may be in the middle of a collective.
-    """
-    try:
-        main(sys.argv[1:])
-    except SystemExit as end:
-        code = end.code or 0
-    except Exception:
-        traceback.print_exc()
-        code = 1
-    else:
-        if dist.is_initialized():
-            dist.destroy_process_group()
-        return
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 class StopSignals:

@@ -13,7 +13,7 @@ import sys, time
 from datetime import timedelta
 sys.path.insert(0, "code")
 from torch import distributed as dist
-from runtime.ranks import together
+from runtime.ranks import all_ranks
 
 def work(seconds, error=None):
     time.sleep(seconds)
@@ -23,9 +23,14 @@ def work(seconds, error=None):
 
 dist.init_process_group("gloo", timeout=timedelta(seconds=3))
 first = dist.get_rank() == 0
-results = [together(lambda: work(5), only=first), together(lambda: work(0), only=not first)]
+results = []
+for seconds, works in ((5, first), (0, not first)):
+    with all_ranks():
+        results.append(work(seconds) if works else None)
 try:
-    together(lambda: work(2, ValueError("no such file")), only=first)
+    with all_ranks():
+        if first:
+            work(2, ValueError("no such file"))
 except ValueError as error:
     results.append(str(error))
 ends = [None, None]
@@ -47,7 +52,7 @@ FAILING = """
 import os, sys, time
 sys.path.insert(0, "code")
 from torch import distributed as dist
-from runtime.ranks import together
+from runtime.ranks import all_ranks
 
 def fail():
     time.sleep(3)  # by then the other rank looks at the store twice a second only
@@ -55,7 +60,9 @@ def fail():
 
 dist.init_process_group("gloo")
 try:
-    together(fail, only=dist.get_rank() == 0)
+    with all_ranks():
+        if dist.get_rank() == 0:
+            fail()
 except ValueError:
     os._exit(2)
 """

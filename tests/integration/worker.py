@@ -30,8 +30,9 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "code")]
 
 import distillation  # noqa: E402
-from training import teachers  # noqa: E402
-from training.engine import build_engine, init_distributed  # noqa: E402
+from runtime.ranks import init_distributed  # noqa: E402
+from teacher import loading  # noqa: E402
+from training.engine import build_engine  # noqa: E402
 from training.loop import Trainer  # noqa: E402
 
 TOKENS = torch.arange(5, 45).reshape(2, 20)
@@ -99,7 +100,7 @@ def observe(argv: list[str]) -> dict:
     try:
         with (
             mock.patch.object(distillation, "build_engine", build_and_look),
-            mock.patch.object(teachers, "load_teacher", wraps=teachers.load_teacher) as load_teacher,
+            mock.patch.object(loading, "load_teacher", wraps=loading.load_teacher) as load_teacher,
         ):
             distillation.main(argv)
         seen["teacher_bodies"] = load_teacher.call_count

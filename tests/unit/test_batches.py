@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_utils.batches import Batch, EpochPlan, Example, Layout, Step, batches_by_length, collate, pack
+from data_utils.batches import Batch, Example, Layout, batches_by_length, collate, pack
+from data_utils.epoch_plan import EpochPlan, Step
 from pretend_device import DEVICE, Rehearsal
 
 PAD = 0

@@ -533,7 +533,6 @@ def test_only_the_first_process_of_a_node_tokenises(train_file, tokenizer, args,
 
     load_instruction_data(train_file, tokenizer, args)
     fail_to_tokenise(monkeypatch)
-    monkeypatch.setattr(distillation, "together", lambda step, only=True: step() if only else None)
     monkeypatch.setattr(distillation, "load_tokenizer", lambda *_: tokenizer)
     monkeypatch.setenv("LOCAL_RANK", "1")
     for forced in (False, True):

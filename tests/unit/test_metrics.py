@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from criterions.fused import LossSums
+from runtime.log import duration
 from training import metrics, provenance
-from training.metrics import Metrics, duration
+from training.metrics import Metrics
 
 BATCH = SimpleNamespace(tokens=10, labels_N=torch.zeros(4), input_ids_RT=torch.zeros(1, 12))
 

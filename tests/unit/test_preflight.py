@@ -33,7 +33,7 @@ from transformers import (
 
 import doctor
 from arguments import parse_train_arguments
-from data_utils.batches import EpochPlan
+from data_utils.epoch_plan import EpochPlan
 from models import attention
 from models.files import MODEL, read_shapes
 from models.loading import add_adapter, load_student
@@ -46,8 +46,9 @@ from preflight.plans import Ranks, activation_bytes, check_writable, fullest_bat
 from preflight.probe import STUDENT, probe
 from preflight.report import Report, size
 from preflight.skeleton import ModelFacts, check_adapter_fits, student_facts
+from runtime import ranks as runtime_ranks
+from runtime.deepspeed_settings import DeepSpeedSettings
 from teacher.states import LiveTeacher, dropped_mass
-from training import engine
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RANKS = Ranks(world=1, of_node=1)
@@ -596,13 +597,13 @@ def test_without_a_limit_the_memory_is_the_machines(tmp_path):
 @pytest.mark.parametrize(("processes", "devices"), [(1, 0), (2, 1), (8, 4)])
 def test_more_processes_than_gpus_are_refused_on_every_rank(monkeypatch, processes, devices):
     accelerator = SimpleNamespace(device_name=lambda *_: "cuda", device_count=lambda: devices)
-    monkeypatch.setattr(engine, "get_accelerator", lambda: accelerator)
+    monkeypatch.setattr(runtime_ranks, "get_accelerator", lambda: accelerator)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     for rank in range(processes):
         monkeypatch.setenv("LOCAL_RANK", str(rank))
         with pytest.raises(ValueError, match=f"^{processes} processes on a machine with {devices} visible"):
-            engine.init_distributed()
+            runtime_ranks.init_distributed()
 
 
 # --- disk ------------------------------------------------------------------------------------------------------------
@@ -661,12 +662,12 @@ PROBED = {"llama": MODELS["llama"], "bloom": BloomConfig(vocab_size=500, hidden_
 @pytest.mark.parametrize("name", PROBED)
 def test_the_doctor_gives_the_answer_of_training(tiny, rows, tmp_path, name, precision):
     """Bloom sees less of its neighbours than bf16 rounds."""
-    half = {"bf16": {"enabled": precision == "bf16"}}
+    settings = DeepSpeedSettings(0, torch.bfloat16 if precision == "bf16" else torch.float32, {})
     AutoModelForCausalLM.from_config(PROBED[name]).save_pretrained(tmp_path / name)
     config = parse_train_arguments(["--model-path", str(tmp_path / name), "--data-dir", str(rows)])
     report = Report()
-    probe(config, half, {STUDENT: student_facts(config.model, report)}, report)
-    layout = batch_layout([load_student(config.model, engine.training_dtype(half))])
+    probe(config, settings, {STUDENT: student_facts(config.model, report)}, report)
+    layout = batch_layout([load_student(config.model, settings.dtype)])
     assert report.facts[-1] == ("", f"batches {layout}")
     assert (layout == "padded") == (name == "bloom")
     answer = "cannot be packed" if name == "bloom" else "can be packed"

@@ -21,8 +21,8 @@ from models.heads import LanguageModelHead, ModelLogits, SplitModel
 from models.probes import split
 from models.sharding import frozen_linear
 from pretend_device import DEVICE, MixedDevices, PretendTensor, Rehearsal, on_cpu
-from teacher.states import CachedTeacher, LiveTeacher, dropped_mass
 from teacher.cache import ShardWriter, TeacherCache
+from teacher.states import CachedTeacher, LiveTeacher, dropped_mass
 from tiny import llama
 from training import metrics as metrics_module
 from training.guard import poisoned

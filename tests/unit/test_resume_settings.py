@@ -13,7 +13,6 @@ import pytest
 
 from arguments import TrainConfig, parse_train_arguments
 from runtime import locks
-from runtime.locks import lock_folder
 from training.resume import (
     LENGTH_FLAGS,
     MAY_CHANGE,
@@ -21,6 +20,7 @@ from training.resume import (
     Resume,
     check_settings,
     cut_log,
+    lock_folder,
     move_aside,
     read_state,
 )
@@ -153,7 +153,7 @@ def test_padding_instead_of_packing_is_refused_before_the_models_are_loaded(tmp_
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from runtime.locks import lock_folder
+from training.resume import lock_folder
 lock = lock_folder(Path(sys.argv[1]))
 if not os.fork():
     time.sleep(600)  # as a tokenising process would that outlives its run
@@ -187,7 +187,7 @@ def test_a_folder_that_cannot_be_locked_is_noted(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(folder_lock.fcntl, "lockf", refuse)
+    monkeypatch.setattr(locks.fcntl, "lockf", refuse)
     assert "make sure that no other run uses it" in lock_folder(tmp_path)[1]
 
 

@@ -484,9 +484,9 @@ COPIES = {
 
 @pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem not in COPIES], ids=lambda path: path.name)
 def test_deepspeed_config(path):
-    from training.engine import read_deepspeed_config
+    from runtime.deepspeed_settings import read_deepspeed_settings
 
-    config = read_deepspeed_config(TrainArguments(deepspeed_config=str(path)))
+    config = read_deepspeed_settings(TrainArguments(deepspeed_config=str(path))).raw
     zero = config["zero_optimization"]
     assert zero["stage"] == next((int(name) for name in "0123" if f"zero{name}" in path.name), 1)
     for precision in ("bf16", "fp16"):

@@ -12,7 +12,7 @@ import pytest
 ENTRY = """
 import sys, torch
 from torch import distributed as dist
-from training.stopping import run_entry
+from runtime.exit_codes import run_entry
 sys.setswitchinterval(100)
 rank, port, way = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 def main(words):

@@ -4,25 +4,28 @@ Shapes: N response positions, E hidden size of the teacher.
 """
 
 import json
-import logging
 import shutil
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 
-import teacher_cache
 from arguments import DataArguments, TeacherArguments
-from runtime.atomic import WriteError
-from data_utils.batches import EpochPlan, Example, collate
+from data_utils.batches import Example, collate
 from data_utils.dataset import load_instruction_data
+from data_utils.epoch_plan import EpochPlan
 from models import files
 from models.loading import load_teacher, load_tokenizer
 from models.probes import split
-from teacher.states import CachedTeacher, LiveTeacher
+from runtime.atomic import WriteError
+from runtime.locks import Held
+from teacher import cache as cache_module
+from teacher import filling
 from teacher.cache import ShardWriter, TeacherCache, fingerprint
-from training import teachers
+from teacher.filling import CacheFiller
+from teacher.states import CachedTeacher, LiveTeacher
 
 CPU = torch.device("cpu")
 
@@ -39,12 +42,6 @@ def teacher(tiny):
     return split(load_teacher(TeacherArguments(str(tiny / "teacher")), torch.float32))
 
 
-@pytest.fixture
-def alone(monkeypatch):
-    monkeypatch.setattr(teachers, "dist", SimpleNamespace(get_rank=lambda: 0, get_world_size=lambda: 1))
-    monkeypatch.setattr(teachers, "together", lambda step, only=True: step() if only else None)
-
-
 def made_by(tiny, **changes) -> dict[str, str]:
     args = {"teacher_model_path": str(tiny / "teacher"), "teacher_peft_path": None} | changes
     return fingerprint(TeacherArguments(**args), torch.float32)
@@ -53,11 +50,11 @@ def made_by(tiny, **changes) -> dict[str, str]:
 def fill(cache, teacher, data, layout="packed"):
     if not cache.exists:
         cache.start(teacher.head, "teacher")
-    logger = logging.getLogger("silent")
-    teachers.compute_states(cache, teacher, cache.missing([data]), layout, 128, 0, CPU, False, logger)
+    args = DataArguments("data", max_length=128, max_prompt_length=64)
+    CacheFiller(cache, [data], None, args, pad_id=0, device=CPU).compute(teacher, cache.missing([data]), layout)
 
 
-def test_it_gives_back_what_the_teacher_said(tiny, data, teacher, tmp_path, alone):
+def test_it_gives_back_what_the_teacher_said(tiny, data, teacher, tmp_path):
     cache = TeacherCache(str(tmp_path / "cache"), made_by(tiny))
     fill(cache, teacher, data)
     cached = CachedTeacher(TeacherCache(str(tmp_path / "cache"), made_by(tiny)), CPU)
@@ -84,7 +81,7 @@ def test_examples_without_a_prompt_or_a_response_have_their_positions(tiny, teac
     assert sum(example.predicted for example in examples) == len(batch.labels_N)
 
 
-def test_a_prompt_of_eos_is_cached_and_counted(tiny, teacher, tmp_path, alone):
+def test_a_prompt_of_eos_is_cached_and_counted(tiny, teacher, tmp_path):
     row = {"prompt": "<eos>", "output": "red stone"}
     (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
     args = DataArguments(str(tmp_path), processed_data_dir=str(tmp_path / "processed"))
@@ -107,10 +104,10 @@ def test_keys_of_a_data_set_are_those_of_its_examples(data):
     assert Example([0, 1], [2]).key == Example(np.array([0, 1], dtype=np.int64), [2]).key
 
 
-def test_an_interrupted_pass_goes_on_where_it_stopped(tiny, data, teacher, tmp_path, alone, monkeypatch):
-    monkeypatch.setattr(teacher_cache, "SHARD_BYTES", 1)  # a shard a batch
-    monkeypatch.setattr(teachers, "TOKENS_PER_BATCH", 150)
-    batches = teachers.token_batches(TeacherCache(str(tmp_path), made_by(tiny)).missing([data]), 150)
+def test_an_interrupted_pass_goes_on_where_it_stopped(tiny, data, teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache_module, "SHARD_BYTES", 1)  # a shard a batch
+    monkeypatch.setattr(filling, "TOKENS_PER_BATCH", 150)
+    batches = filling.token_batches(TeacherCache(str(tmp_path), made_by(tiny)).missing([data]), 150)
     assert len(batches) > 5
     calls = []
 
@@ -165,7 +162,7 @@ def test_a_large_weight_file_is_sampled_from_end_to_end(tmp_path, monkeypatch):
         assert files.digest([file]) != before
 
 
-def test_a_damaged_shard_is_named(tiny, data, teacher, tmp_path, alone):
+def test_a_damaged_shard_is_named(tiny, data, teacher, tmp_path):
     fill(TeacherCache(str(tmp_path), made_by(tiny)), teacher, data)
     (shard,) = tmp_path.glob("states-*.safetensors")
     shard.write_bytes(shard.read_bytes()[:-5])
@@ -190,8 +187,8 @@ def test_states_without_a_manifest_are_refused(tiny, teacher, tmp_path):
 
 
 def test_a_failed_write_is_raised_at_the_end_of_the_pass(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(teacher_cache, "SHARD_BYTES", 1)
-    monkeypatch.setattr(teacher_cache, "save_file", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(cache_module, "SHARD_BYTES", 1)
+    monkeypatch.setattr(cache_module, "save_file", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
     writer = ShardWriter(TeacherCache(str(tmp_path), made_by(tiny)))
     for _ in range(2):
         writer.add([Example([1], [2, 3])], torch.zeros(2, 8))
@@ -200,15 +197,14 @@ def test_a_failed_write_is_raised_at_the_end_of_the_pass(tiny, tmp_path, monkeyp
     assert not list(tmp_path.glob("states-*"))
 
 
-def test_one_run_fills_it_at_a_time_and_removes_what_a_killed_one_left(tiny, tmp_path):
+def test_one_run_fills_it_at_a_time_and_removes_what_a_killed_one_left(tiny, tmp_path, monkeypatch):
     (tmp_path / ".states-1.safetensors.tmp").touch()
     cache = TeacherCache(str(tmp_path), made_by(tiny))
-    lock = cache.lock()
+    cache.lock().close()
     assert not list(tmp_path.glob(".*.tmp"))
-    with pytest.raises(ValueError, match="another run is filling it"):
-        TeacherCache(str(tmp_path), made_by(tiny)).lock()
-    lock.close()
-    TeacherCache(str(tmp_path), made_by(tiny)).lock()
+    monkeypatch.setattr(cache_module, "lock", Mock(side_effect=Held("host a, pid 7")))
+    with pytest.raises(ValueError, match=r"another run is filling it \(host a, pid 7\)"):
+        cache.lock()
 
 
 def test_states_keep_the_teachers_dtype(tiny, tmp_path):
@@ -217,6 +213,6 @@ def test_states_keep_the_teachers_dtype(tiny, tmp_path):
     writer = ShardWriter(cache)
     writer.add([example], hidden_NE)
     writer.close()
-    (tmp_path / teacher_cache.MANIFEST).write_text(json.dumps({"made_by": made_by(tiny)}))
+    (tmp_path / cache_module.MANIFEST).write_text(json.dumps({"made_by": made_by(tiny)}))
     cache.refresh()
     assert torch.equal(cache.states([example]), hidden_NE)

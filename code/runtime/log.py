@@ -1,0 +1,28 @@
+"""The one log of a run: rank 0 writes to the terminal and to train.log; the other ranks stay silent."""
+
+import logging
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+from runtime.ranks import is_main_process
+
+logger = logging.getLogger("distillation")
+
+
+def start_log(save_dir: Path) -> None:
+    """From here on `logger` writes, on rank 0, into <save_dir>/train.log too."""
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.handlers.clear()
+    if not is_main_process():
+        logger.addHandler(logging.NullHandler())
+        return
+    for handler in (logging.StreamHandler(sys.stdout), logging.FileHandler(save_dir / "train.log", encoding="utf-8")):
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        logger.addHandler(handler)
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, as 0:12:30."""
+    return str(timedelta(seconds=round(seconds)))
