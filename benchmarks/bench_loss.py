@@ -32,7 +32,7 @@ from workload import in_process, write_result  # noqa: E402
 
 from arguments import KDArguments  # noqa: E402
 from criterions import Criterion, build_criterion  # noqa: E402
-from criterions.fused import ResponseRows, chunk_bytes  # noqa: E402
+from criterions.fused import ResponsePositions, chunk_bytes  # noqa: E402
 from evaluation.results import format_table  # noqa: E402
 from models.heads import LanguageModelHead  # noqa: E402
 from reference.objectives import NAIVE  # noqa: E402
@@ -62,7 +62,7 @@ def criterion_of(objective: str) -> Criterion:
 
 def ours(objective: str, x: Inputs, compiled: bool = False) -> torch.Tensor:
     criterion = criterion_of(objective)
-    rows = ResponseRows(
+    rows = ResponsePositions(
         x.student_hidden_ND,
         x.student_head,
         x.labels_N,

@@ -3,9 +3,9 @@
 import importlib
 import pkgutil
 
-from criterions.base import Criterion, StepPlan, build_criterion, objective_names, register, unused_arguments
+from criterions.base import Criterion, StepTokens, build_criterion, objective_names, register, unused_arguments
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["Criterion", "StepPlan", "build_criterion", "objective_names", "register", "unused_arguments"]
+__all__ = ["Criterion", "StepTokens", "build_criterion", "objective_names", "register", "unused_arguments"]

@@ -20,14 +20,14 @@ from torch.nn import functional as F
 from arguments import KDArguments
 from criterions.base import (
     Criterion,
-    StepPlan,
+    StepTokens,
     build_criterion,
     did_you_mean,
     log_probabilities,
     objective_names,
     register,
 )
-from criterions.fused import LossSums, ResponseRows
+from criterions.fused import LossSums, ResponsePositions
 
 TINY = 1e-12  # keeps log(s / median) finite where a position, or the median, has no difficulty at all
 
@@ -65,7 +65,7 @@ class AdaKD(Criterion):
         self.step = 0
         self.warmup_steps = 1
         self._measure = None if args.adakd_difficulty == "hellinger" else build_criterion(args.adakd_difficulty, args)
-        self._plan = StepPlan(tokens=())
+        self._step_tokens = StepTokens(tokens=())
         self._sums: Tensor | None = None  # of this step and rank: KD over the selected, KD over all
         self._last: TokenPlan | None = None  # of the latest micro-step with positions
 
@@ -112,19 +112,19 @@ class AdaKD(Criterion):
             temperature_N = self.args.adakd_tau_base * (-strength * relative_N).exp()
         return TokenPlan(selected_N, temperature_N)
 
-    def loss(self, rows: ResponseRows) -> LossSums:
-        difficulty_N, kd_N, ce_N = rows.score(self._score)
-        start, everyones_difficulty = _gather(difficulty_N, rows.rows_of_ranks)
+    def loss(self, positions: ResponsePositions) -> LossSums:
+        difficulty_N, kd_N, ce_N = positions.score(self._score)
+        start, everyones_difficulty = _gather(difficulty_N, positions.positions_per_rank)
         plan = self.plan(everyones_difficulty)
         mine = slice(start, start + len(difficulty_N))
         selected_N, temperature_N = plan.selected_N[mine], plan.temperature_N[mine]
         # Of one rank it is known; how many of all ranks' are this one's is the only question of a micro-step.
-        alone = len(rows.rows_of_ranks) == 1
+        alone = len(positions.positions_per_rank) == 1
         selected = self._count(len(difficulty_N)) if alone else int(selected_N.sum())
 
         # Every rank divides by the tokens of the whole step; KD is a mean over the positions selected in it.
-        per_selected = self._plan.total_tokens / self._selected_tokens
-        sums = rows.walk(
+        per_selected = self._step_tokens.total_tokens / self._selected_tokens
+        sums = positions.walk(
             self.base,
             ce_weight=1 - self.args.kd_rate,
             kd_weight=self.args.kd_rate,
@@ -141,9 +141,9 @@ class AdaKD(Criterion):
     def prepare(self, total_steps: int) -> None:
         self.warmup_steps = max(1, int(self.args.adakd_warmup_ratio * total_steps))
 
-    def start_step(self, plan: StepPlan) -> None:
-        self._plan = plan
-        self._sums = torch.zeros(2, device=plan.device)
+    def start_step(self, step_tokens: StepTokens) -> None:
+        self._step_tokens = step_tokens
+        self._sums = torch.zeros(2, device=step_tokens.device)
 
     def end_step(self) -> dict[str, float]:
         if dist.is_initialized():
@@ -158,7 +158,7 @@ class AdaKD(Criterion):
             "adakd_average_loss": average,
             "adakd_reference_loss": average if self.reference is None else self.reference,
             "adakd_selected_loss": selected_loss,
-            "adakd_all_token_loss": all_sum / max(1, self._plan.total_tokens),
+            "adakd_all_token_loss": all_sum / max(1, self._step_tokens.total_tokens),
             "adakd_tau_q05": low,
             "adakd_tau_q50": middle,
             "adakd_tau_q95": high,
@@ -195,7 +195,7 @@ class AdaKD(Criterion):
     def _temperature_levels(self) -> Tensor:
         """The 5 %, 50 % and 95 % quantiles of the selected positions' temperatures."""
         if self._last is None:
-            return torch.zeros(3, device=self._plan.device)
+            return torch.zeros(3, device=self._step_tokens.device)
         selected_N, temperature_N = self._last
         levels = torch.linspace(0.05, 0.95, 3, device=temperature_N.device, dtype=temperature_N.dtype)
         return temperature_N.where(selected_N, torch.nan).nanquantile(levels)
@@ -203,10 +203,10 @@ class AdaKD(Criterion):
     @property
     def _selected_tokens(self) -> int:
         """Positions selected in the whole step; known without looking at a score."""
-        return max(1, sum(map(self._count, self._plan.tokens)))
+        return max(1, sum(map(self._count, self._step_tokens.tokens)))
 
-    def _count(self, positions: int) -> int:
-        return min(positions, max(1, int(self.ratio * positions)))
+    def _count(self, of_positions: int) -> int:
+        return min(of_positions, max(1, int(self.ratio * of_positions)))
 
     def _score(self, student_logits_NV: Tensor, teacher_logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, ...]:
         tau = self.args.adakd_tau_base
@@ -217,13 +217,13 @@ class AdaKD(Criterion):
         )
 
 
-def _gather(values_N: Tensor, rows_of_ranks: tuple[int, ...]) -> tuple[int, Tensor]:
+def _gather(values_N: Tensor, positions_per_rank: tuple[int, ...]) -> tuple[int, Tensor]:
     """The values of all ranks in rank order, and where this rank's begin."""
-    if len(rows_of_ranks) == 1:
+    if len(positions_per_rank) == 1:
         return 0, values_N
-    padded = values_N.new_zeros(max(1, *rows_of_ranks))
+    padded = values_N.new_zeros(max(1, *positions_per_rank))
     padded[: len(values_N)] = values_N
-    of_ranks = [torch.empty_like(padded) for _ in rows_of_ranks]
+    of_ranks = [torch.empty_like(padded) for _ in positions_per_rank]
     dist.all_gather(of_ranks, padded)
-    start = sum(rows_of_ranks[: dist.get_rank()])
-    return start, torch.cat([values[:count] for values, count in zip(of_ranks, rows_of_ranks)])
+    start = sum(positions_per_rank[: dist.get_rank()])
+    return start, torch.cat([values[:count] for values, count in zip(of_ranks, positions_per_rank)])

@@ -1,7 +1,7 @@
 """What an objective is, and the registry that finds one by its name.
 
 An objective is a divergence of teacher and student at one response position. Its file states it as an equation over
-log-probabilities; `fused.py` walks over the rows and takes the gradient.
+log-probabilities; `fused.py` walks over the positions and takes the gradient.
 
 Shapes: N response positions in a chunk, V shared vocabulary.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 from arguments import KDArguments
 
 if TYPE_CHECKING:
-    from criterions.fused import LossSums, ResponseRows
+    from criterions.fused import LossSums, ResponsePositions
 
 # exp(ABSENT) is 0 in fp32 and ABSENT - ABSENT is 0: an entry absent on both sides contributes nothing anywhere.
 ABSENT = -1e4
@@ -31,10 +31,10 @@ _REGISTRY: dict[str, type[Criterion]] = {}
 
 
 @dataclass(frozen=True)
-class StepPlan:
-    """The optimiser step that a micro-batch belongs to, known to every rank without communication.
+class StepTokens:
+    """The response tokens of an optimiser step, known to every rank without communication.
 
-    tokens: response tokens of each micro-step over all ranks.
+    tokens: of each micro-step, over all ranks.
     device: where the step runs.
     """
 
@@ -69,12 +69,12 @@ class Criterion:
         """
         raise NotImplementedError
 
-    def loss(self, rows: ResponseRows) -> LossSums:
-        """Sum over the rows of (1 - kd_rate) * CE + kd_rate * KD, differentiable, and both sums for the log."""
+    def loss(self, positions: ResponsePositions) -> LossSums:
+        """Sum over the positions of (1 - kd_rate) * CE + kd_rate * KD, differentiable, and both sums for the log."""
         temperature = self.args.kd_temperature
         scale = temperature**2 if self.args.kd_temperature_scaling == "squared" else 1.0
         kd_rate = self.args.kd_rate if self.needs_teacher else 0.0
-        return rows.walk(self, ce_weight=1 - kd_rate, kd_weight=kd_rate * scale, temperature=temperature)
+        return positions.walk(self, ce_weight=1 - kd_rate, kd_weight=kd_rate * scale, temperature=temperature)
 
     def used_arguments(self) -> tuple[str, ...]:
         """Fields of KDArguments that change the loss, in the order in which a run folder's name has them."""
@@ -88,7 +88,7 @@ class Criterion:
     def prepare(self, total_steps: int) -> None:
         """Called once, before the first step."""
 
-    def start_step(self, plan: StepPlan) -> None:
+    def start_step(self, step_tokens: StepTokens) -> None:
         """Called before the micro-batches of an optimiser step."""
 
     def end_step(self) -> dict[str, float]:

@@ -71,10 +71,10 @@ class LossSums(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ResponseRows:
+class ResponsePositions:
     """The response positions of one micro-batch on this rank.
 
-    rows_of_ranks: how many positions every rank has in this micro-step.
+    positions_per_rank: how many positions every rank has in this micro-step.
     chunk_bytes: size of one fp32 [C, V] block; decides C.
     compiled: whether loss and gradient of a block are compiled.
     """
@@ -85,7 +85,7 @@ class ResponseRows:
     chunk_bytes: int
     teacher_hidden_NE: Tensor | None = None
     teacher_head: Head | None = None
-    rows_of_ranks: tuple[int, ...] = (0,)
+    positions_per_rank: tuple[int, ...] = (0,)
     compiled: bool = False
 
     def walk(
@@ -159,7 +159,7 @@ class _Chunk(NamedTuple):
 class _Projections:
     """Makes the raw logits of one chunk after the other, in the same memory."""
 
-    def __init__(self, rows: ResponseRows):
+    def __init__(self, rows: ResponsePositions):
         self.rows = rows
         self._memory: dict[str, Tensor] = {}
 
@@ -192,9 +192,9 @@ class _Projections:
 
 @dataclass(frozen=True)
 class _Walk:
-    """What one pass computes; see `ResponseRows.walk`."""
+    """What one pass computes; see `ResponsePositions.walk`."""
 
-    rows: ResponseRows
+    rows: ResponsePositions
     criterion: Criterion
     ce_weight: float
     kd_weight: float

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arguments import KDArguments
-from criterions import StepPlan, build_criterion
+from criterions import StepTokens, build_criterion
 from criterions import adakd as adakd_module
 from reference.objectives import naive_adakd, naive_difficulty, naive_ratio_controller
 
@@ -217,7 +217,7 @@ LOG_KEYS += ["adakd_tau_q05", "adakd_tau_q50", "adakd_tau_q95"]
 
 def test_a_step_without_response_tokens_can_be_logged():
     criterion = adakd()
-    criterion.start_step(StepPlan(tokens=(0,)))
+    criterion.start_step(StepTokens(tokens=(0,)))
     log = criterion.end_step()
     assert set(log) == set(LOG_KEYS)
     assert all(isinstance(value, float) and math.isfinite(value) for value in log.values())
@@ -227,7 +227,7 @@ def test_the_log_shows_the_share_that_the_step_used():
     criterion = adakd(beta=0.0, delta=0.5)
     criterion.prepare(1)
     criterion.update(10.0)
-    criterion.start_step(StepPlan(tokens=(4,)))
+    criterion.start_step(StepTokens(tokens=(4,)))
     log = criterion.end_step()  # a loss of 0 moves the share of the step after this one
     assert (log["adakd_ratio"], criterion.ratio) == (1.0, 0.5)
     assert log["adakd_average_loss"] == log["adakd_reference_loss"] == 0.0

@@ -21,9 +21,9 @@ from transformers import (
 )
 
 from arguments import KDArguments
-from criterions import Criterion, StepPlan, build_criterion
+from criterions import Criterion, StepTokens, build_criterion
 from criterions import fused as fused_loss
-from criterions.fused import ResponseRows
+from criterions.fused import ResponsePositions
 from data_utils.batches import Example, collate
 from distiller import Distiller
 from models.heads import LanguageModelHead, ModelLogits, SplitModel, unwrap_peft
@@ -160,13 +160,13 @@ def distiller_of(model, objective, rows_per_chunk, **arguments):
 
 
 def batch_of(some, layout="packed"):
-    return collate(some, 0, MAX_LENGTH, layout, rows_of_ranks=(tokens_of(some),))
+    return collate(some, 0, MAX_LENGTH, layout, positions_per_rank=(tokens_of(some),))
 
 
 def fused(model, objective, rows_per_chunk, layout="packed", source=None, **arguments):
     distiller = distiller_of(model, objective, rows_per_chunk, **arguments)
     batch = batch_of(EXAMPLES, layout)
-    distiller.criterion.start_step(StepPlan(tokens=(tokens_of(EXAMPLES),)))
+    distiller.criterion.start_step(StepTokens(tokens=(tokens_of(EXAMPLES),)))
     source = source or live_teacher(model.head.vocabulary_size)
     sums = distiller(batch, source.states(batch) if distiller.criterion.needs_teacher else None)
     sums.loss.backward()
@@ -307,7 +307,9 @@ def steep_gradients(dtype, slope, kd_scale_N):
     linear, hidden_ND = torch.nn.Linear(16, SHARED).half().to(dtype), torch.randn(12, 16).half().to(dtype)
     head, criterion = LanguageModelHead(linear, SHARED), Steep(KDArguments())
     criterion.slope = slope
-    rows = ResponseRows(hidden_ND.requires_grad_(), head, torch.arange(12), 5 * 4 * SHARED, hidden_ND.detach(), head)
+    rows = ResponsePositions(
+        hidden_ND.requires_grad_(), head, torch.arange(12), 5 * 4 * SHARED, hidden_ND.detach(), head
+    )
     sums = rows.walk(criterion, ce_weight=0.0, kd_weight=1.0, kd_scale=kd_scale_N)
     (sums.loss / (slope * kd_scale_N.max())).backward()
     return hidden_ND.grad, linear.weight.grad, linear.bias.grad
@@ -424,7 +426,7 @@ def test_evaluation_computes_no_gradient(monkeypatch):
 def test_no_response_tokens_give_a_zero_with_a_graph(objective, head, kd_rate, some):
     model = split_student("bias") if head == "bias" else SplitModel(student("bias"), ModelLogits(STUDENT_VOCAB))
     distiller = distiller_of(model, objective, 7, kd_rate=kd_rate)
-    distiller.criterion.start_step(StepPlan(tokens=(0,)))
+    distiller.criterion.start_step(StepTokens(tokens=(0,)))
     batch = batch_of(some)
     sums = distiller(batch, live_teacher(model.head.vocabulary_size).states(batch))
     assert [value.item() for value in sums] == [0.0] * 3
@@ -477,7 +479,7 @@ def blocks_of(objective, some, lora):
     model = with_lora(model, target_modules=["q_proj"]) if lora else model
     big_teacher = llama(521, hidden=24, layers=1, tied=False, seed=0)
     distiller = distiller_of(split(model, 503), objective, 4, kd_rate=0.5)
-    distiller.criterion.start_step(StepPlan(tokens=(tokens_of(some),)))
+    distiller.criterion.start_step(StepTokens(tokens=(tokens_of(some),)))
     source = LiveTeacher(split(big_teacher, 503))
     batch = batch_of(some)
     watch = VocabularyBlocks(model, sizes={503, 509, 521})
@@ -504,7 +506,7 @@ def test_a_frozen_head_has_no_gradient_of_its_size():
 @pytest.mark.parametrize("positions, rows", [(0, 3), (1, 3), (3, 3), (10, 3), (10, 1), (10, 100)])
 def test_chunks_cover_every_position_once(positions, rows):
     head = LanguageModelHead(torch.nn.Linear(2, 11), 11)
-    response_rows = ResponseRows(torch.zeros(positions, 2), head, torch.zeros(positions), chunk_bytes=rows * 44)
+    response_rows = ResponsePositions(torch.zeros(positions, 2), head, torch.zeros(positions), chunk_bytes=rows * 44)
     chunks = [range(positions)[chunk] for chunk in response_rows.chunks(positions)]
     assert [position for chunk in chunks for position in chunk] == list(range(positions))
     assert len(chunks) == max(1, -(-positions // rows))
@@ -512,7 +514,9 @@ def test_chunks_cover_every_position_once(positions, rows):
 
 
 def test_a_chunk_has_one_row_at_least():
-    rows = ResponseRows(torch.zeros(3, 2), LanguageModelHead(torch.nn.Linear(2, 11), 11), torch.zeros(3), chunk_bytes=1)
+    rows = ResponsePositions(
+        torch.zeros(3, 2), LanguageModelHead(torch.nn.Linear(2, 11), 11), torch.zeros(3), chunk_bytes=1
+    )
     assert list(rows.chunks(3)) == [slice(0, 1), slice(1, 2), slice(2, 3)]
 
 
@@ -550,7 +554,7 @@ def fused_adakd(head, micro_batches, rows_per_chunk, layout, **arguments):
     distiller = distiller_of(split_student(head), "adakd", rows_per_chunk, **arguments)
     criterion = distiller.criterion
     criterion.prepare(total_steps=100)
-    criterion.start_step(StepPlan(tokens=tuple(map(tokens_of, micro_batches))))
+    criterion.start_step(StepTokens(tokens=tuple(map(tokens_of, micro_batches))))
     totals = torch.zeros(3, dtype=torch.float64)
     for some in micro_batches:
         batch = batch_of(some, layout)
@@ -611,7 +615,7 @@ def test_adakd_ranks_the_positions_of_all_ranks(monkeypatch):
     counts = tuple(map(tokens_of, of_ranks))
     switches = {"adakd_ratio": 0.5, "adakd_latf": "fixed"}
     distiller = distiller_of(split_student("untied"), "adakd", 7, kd_rate=0.4, **switches)
-    distiller.criterion.start_step(StepPlan(tokens=(sum(counts),)))
+    distiller.criterion.start_step(StepTokens(tokens=(sum(counts),)))
     sent = {}
 
     def forward(rank):
@@ -622,7 +626,7 @@ def test_adakd_ranks_the_positions_of_all_ranks(monkeypatch):
 
         monkeypatch.setattr(torch.distributed, "all_gather", all_gather)
         monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
-        batch = collate(of_ranks[rank], 0, MAX_LENGTH, layout="packed", rows_of_ranks=counts)
+        batch = collate(of_ranks[rank], 0, MAX_LENGTH, layout="packed", positions_per_rank=counts)
         return distiller(batch, live_teacher().states(batch))
 
     forward(0), forward(1)
