@@ -34,7 +34,7 @@ class Distiller(nn.Module):
         """
         positions = self._positions(batch, teacher)
         if not self.training:
-            return positions.walk(self.criterion, ce_weight=1.0, kd_weight=0.0)
+            return positions.walk(self.criterion.token_loss, ce_weight=1.0, kd_weight=0.0)
         return self.criterion.loss(positions)
 
     def _positions(self, batch: Batch, teacher: TeacherStates | None) -> ResponsePositions:

@@ -125,12 +125,12 @@ class AdaKD(Criterion):
         # Every rank divides by the tokens of the whole step; KD is a mean over the positions selected in it.
         per_selected = self._step_tokens.total_tokens / self._selected_tokens
         sums = positions.walk(
-            self.base,
+            self.base.token_loss,
             ce_weight=1 - self.args.kd_rate,
             kd_weight=self.args.kd_rate,
             temperature=temperature_N,
-            kd_scale=temperature_N.square() * per_selected,
-            kd_selected=selected_N,
+            kd_scale_N=temperature_N.square() * per_selected,
+            kd_selected_N=selected_N,
             kd_count=selected,
         )
         self._sums += torch.stack([sums.kd / per_selected, kd_N.sum()])

@@ -6,20 +6,15 @@ log-probabilities; `fused.py` walks over the positions and takes the gradient.
 Shapes: N response positions in a chunk, V shared vocabulary.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from arguments import KDArguments
-
-if TYPE_CHECKING:
-    from criterions.fused import LossSums, ResponsePositions
+from criterions.fused import LossSums, ResponsePositions
 
 # exp(ABSENT) is 0 in fp32 and ABSENT - ABSENT is 0: an entry absent on both sides contributes nothing anywhere.
 ABSENT = -1e4
@@ -27,7 +22,7 @@ WITHOUT_DIRECTION = ("kl", "kld", "kldiv", "kl_div", "kl_divergence")  # names o
 # Fields of KDArguments that choose the objective or how it is computed, not what it is.
 NO_HYPER_PARAMETERS = ("criterion", "kd_objective", "loss_chunk_mb", "compile_loss")
 
-_REGISTRY: dict[str, type[Criterion]] = {}
+_REGISTRY: dict[str, type["Criterion"]] = {}
 
 
 @dataclass(frozen=True)
@@ -72,9 +67,9 @@ class Criterion:
     def loss(self, positions: ResponsePositions) -> LossSums:
         """Sum over the positions of (1 - kd_rate) * CE + kd_rate * KD, differentiable, and both sums for the log."""
         temperature = self.args.kd_temperature
-        scale = temperature**2 if self.args.kd_temperature_scaling == "squared" else 1.0
         kd_rate = self.args.kd_rate if self.needs_teacher else 0.0
-        return positions.walk(self, ce_weight=1 - kd_rate, kd_weight=kd_rate * scale, temperature=temperature)
+        kd_weight = kd_rate * (temperature**2 if self.args.kd_temperature_scaling == "squared" else 1.0)
+        return positions.walk(self.token_loss, 1 - kd_rate, kd_weight, temperature)
 
     def used_arguments(self) -> tuple[str, ...]:
         """Fields of KDArguments that change the loss, in the order in which a run folder's name has them."""

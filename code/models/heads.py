@@ -79,7 +79,7 @@ class LanguageModelHead:
 
 
 class ModelLogits:
-    """The head of a model whose own logits are used: its "hidden states" are already logits (D = V) and pass through."""
+    """The head of a model whose own logits are used: its input, "hidden states" elsewhere, is already logits."""
 
     kind = "whole logits"
 

@@ -218,7 +218,9 @@ def test_compiled_equals_dense(objective, head, monkeypatch):
     torch.compiler.reset()
     fused_loss._compiled_loss.cache_clear()
     compiled, calls = fused_loss._compiled_loss(), []
-    monkeypatch.setattr(fused_loss, "_compiled_loss", lambda: lambda *args: calls.append(0) or compiled(*args))
+    monkeypatch.setattr(
+        fused_loss, "_compiled_loss", lambda: lambda *args, **settings: calls.append(0) or compiled(*args, **settings)
+    )
     compiled_sums = fused(split_student(head), objective, 7, compile_loss=True, kd_rate=0.3)
     assert_same(compiled_sums, fused(split_student(head), objective, 7, kd_rate=0.3))
     assert len(calls) >= 4 and torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
@@ -310,7 +312,7 @@ def steep_gradients(dtype, slope, kd_scale_N):
     rows = ResponsePositions(
         hidden_ND.requires_grad_(), head, torch.arange(12), 5 * 4 * SHARED, hidden_ND.detach(), head
     )
-    sums = rows.walk(criterion, ce_weight=0.0, kd_weight=1.0, kd_scale=kd_scale_N)
+    sums = rows.walk(criterion.token_loss, ce_weight=0.0, kd_weight=1.0, kd_scale_N=kd_scale_N)
     (sums.loss / (slope * kd_scale_N.max())).backward()
     return hidden_ND.grad, linear.weight.grad, linear.bias.grad
 

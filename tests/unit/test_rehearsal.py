@@ -13,7 +13,7 @@ from transformers import modeling_flash_attention_utils as flash
 
 from arguments import KDArguments
 from criterions import StepTokens, adakd, build_criterion
-from criterions.fused import ResponsePositions, _Projections
+from criterions.fused import ResponsePositions
 from criterions.todi import ToDi
 from data_utils.batches import Example, collate
 from distiller import Distiller
@@ -223,9 +223,9 @@ def test_rows_of_logits_start_where_tensor_cores_want_them(device, dtype, stride
     with Rehearsal():
         head = LanguageModelHead(frozen_linear(torch.randn(SHARED, 16, dtype=dtype).to(device)), SHARED)
         hidden_ND = torch.randn(9, 16, dtype=dtype).to(device)
-        rows = ResponsePositions(hidden_ND, head, torch.zeros(9, dtype=torch.long).to(device), 7 * 4 * SHARED)
-        project = _Projections(rows)
-        first, second = (on_cpu(project(slice(*part), with_teacher=False).raw_CV) for part in ((0, 7), (7, 9)))
+        positions = ResponsePositions(hidden_ND, head, torch.zeros(9, dtype=torch.long).to(device), 7 * 4 * SHARED)
+        visits = [(slice(0, 7), False), (slice(7, 9), False)]
+        first, second = (on_cpu(raw_CV) for _, raw_CV, _ in positions._logits(visits))
     assert first.stride() == second.stride() == (stride, 1)
     assert first.data_ptr() == second.data_ptr()
 
