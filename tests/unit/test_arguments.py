@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import flags
+import foreign_flags
 from arguments import (
     DataArguments,
     EvaluateArguments,
@@ -271,7 +271,7 @@ def test_other_reference_flags_are_accepted_or_refused_with_a_remedy(flag):
         assert "not supported; " in str(error), error
 
 
-@pytest.mark.parametrize("flag", sorted(flags.REPLACED_FLAGS))
+@pytest.mark.parametrize("flag", sorted(foreign_flags.REPLACED_FLAGS))
 def test_replaced_flags_name_what_to_use(flag):
     with pytest.raises(ValueError, match=f"^--{flag}: not supported; ") as error:
         parse_train(f"--{flag}", "1")
@@ -284,8 +284,8 @@ def test_ignored_flags_are_no_real_flags_of_training():
     fields = {f.name.replace("_", "-") for group in TRAIN_GROUPS for f in dataclasses.fields(group)}
     ignored_in_evaluation_only = {"peft", "eval-gen", "data-process-workers"}
     ignored_in_evaluation_only |= {"model-type", "ckpt-name", "teacher-ckpt-name"}
-    assert flags.IGNORED_FLAGS & fields == ignored_in_evaluation_only
-    assert not flags.IGNORED_FLAGS & set(flags.REPLACED_FLAGS)
+    assert foreign_flags.IGNORED_FLAGS & fields == ignored_in_evaluation_only
+    assert not foreign_flags.IGNORED_FLAGS & set(foreign_flags.REPLACED_FLAGS)
 
 
 def test_launchers_flags_are_accepted_silently():
@@ -356,9 +356,9 @@ def test_flags_of_other_trainers_lead_to_flags_that_parse():
     known = {
         f.name.replace("_", "-") for group in (*TRAIN_GROUPS, EvaluateArguments) for f in dataclasses.fields(group)
     }
-    renamed = {theirs: ours.split()[0] for theirs, ours in flags.RENAMED_FLAGS.items()}
+    renamed = {theirs: ours.split()[0] for theirs, ours in foreign_flags.RENAMED_FLAGS.items()}
     assert set(renamed.values()) <= known
-    assert not renamed.keys() & (known | flags.IGNORED_FLAGS)
+    assert not renamed.keys() & (known | foreign_flags.IGNORED_FLAGS)
 
 
 def test_an_unknown_flag_like_no_other_points_to_help():
