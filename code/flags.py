@@ -9,6 +9,8 @@ import argparse
 import dataclasses
 import difflib
 import inspect
+import math
+import operator
 import os
 import re
 import shutil
@@ -21,16 +23,53 @@ from typing import Any, Literal, NamedTuple, NoReturn, Union, get_args, get_orig
 from foreign_flags import IGNORED_FLAGS, LAUNCHER_FLAGS, RENAMED_FLAGS, REPLACED_FLAGS
 
 WORDS_FOR_TRUE, WORDS_FOR_FALSE = {"true", "yes", "t", "y", "1"}, {"false", "no", "f", "n", "0"}
+COMPARISONS = {"of at least": operator.ge, "above": operator.gt, "at most": operator.le, "below": operator.lt}
 HELP_COLUMN = 34
 NOTE = "A flag may be spelled with dashes or underscores. A switch also takes true or false, or has a --no- form."
 
 
 def option(
-    *, default: Any = dataclasses.MISSING, default_factory: Any = dataclasses.MISSING, aliases: Sequence[str], help: str
+    default: Any = dataclasses.MISSING,
+    help: str = "",
+    *,
+    aliases: Sequence[str] = (),
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    also: dict[int, str] | None = None,
 ) -> Any:
-    """A dataclass field whose flag has other names too."""
-    metadata = {"aliases": aliases, "help": help}
-    return dataclasses.field(default=default, default_factory=default_factory, metadata=metadata)
+    """A field of a `Group`: a flag with its default (none: required), help, other names and, of a number, bounds.
+
+    also: values outside the bounds that are allowed, and what each is for: {-1: "for all of them"}.
+    """
+    bounds = {"of at least": at_least, "above": above, "at most": at_most, "below": below}
+    bounds = {word: limit for word, limit in bounds.items() if limit is not None}
+    metadata = {"help": help, "aliases": aliases, "bounds": bounds, "also": also or {}}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def require(condition: bool, name: str, value: object, remedy: str) -> None:
+    """Raises ValueError unless `condition`. name: of the flag's field."""
+    if not condition:
+        raise ValueError(f"--{name.replace('_', '-')} {value}: {remedy}")
+
+
+class Group:
+    """Base of the dataclasses whose fields are flags. Numbers are checked when an instance is made."""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value, bounds, also = getattr(self, field.name), field.metadata["bounds"], field.metadata["also"]
+            if not isinstance(value, int | float) or value in also:
+                continue
+            remedy = " and ".join(f"{word} {limit}" for word, limit in bounds.items())
+            remedy += "".join(f", or {allowed} {purpose}" for allowed, purpose in also.items())
+            within = all(COMPARISONS[word](value, limit) for word, limit in bounds.items())
+            require(within, field.name, value, f"pass a number {remedy}")
+            require(math.isfinite(value), field.name, value, "pass a finite number")
 
 
 class Flag(NamedTuple):
@@ -67,7 +106,7 @@ class Flag(NamedTuple):
     @property
     def spellings(self) -> dict[str, str]:
         """Every way to write the flag -> the way that argparse knows."""
-        names = [self.option, *self.field.metadata.get("aliases", ())]
+        names = [self.option, *self.field.metadata["aliases"]]
         spellings = {spelling: self.option for name in names for spelling in (name, f"--{_underscored(name)}")}
         if self.kind is bool:
             off = f"--no-{self.option[2:]}"
