@@ -1,14 +1,17 @@
-"""Typed command-line flags: one frozen dataclass a group, checked when they are parsed.
+"""Typed command-line flags: one frozen dataclass per group, checked when they are parsed.
 
 In: an argument list (`sys.argv[1:]`). Out: `TrainConfig` or `EvaluateConfig`; pass a function only the group it uses.
+The hyper-parameters of an objective are declared in its file in `criterions/`; `KDArguments` has them all.
 
 Every flag is accepted with dashes and with underscores (`--kd-rate`, `--kd_rate`). Flags of the reference repositories
 (MiniLLM, DSKD, DistiLLM, ToDi) that mean nothing here are accepted and listed in `ignored_flags`; those whose
 silence would change a run, and any other unknown flag, are refused with the remedy.
 """
 
+import ast
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import Field, asdict, dataclass, fields, make_dataclass
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from flags import Group, option, parse, require
@@ -78,8 +81,8 @@ class TeacherArguments(Group):
 
 
 @dataclass(frozen=True)
-class KDArguments(Group):
-    """The objective: (1 - kd_rate) * CE + kd_rate * KD."""
+class AnyObjectiveArguments(Group):
+    """What every objective takes."""
 
     criterion: str | None = option(
         None, "cross_entropy, or various_divergence with --kd-objective (the reference's pair of flags)."
@@ -88,29 +91,6 @@ class KDArguments(Group):
     kd_rate: float = option(0.5, "Weight of KD against CE.", aliases=["--kd-ratio"], at_least=0, at_most=1)
     kd_temperature: float = option(1.0, "Divides both logits.", aliases=["--kd-temp"], above=0)
     kd_temperature_scaling: Literal["none", "squared"] = option("none", "squared multiplies KD by temperature^2.")
-    js_beta: float = option(0.5, "js: weight of the teacher in the mixture.", above=0, below=1)
-    skew_lambda: float = option(0.1, "sfkl, srkl: share of the other distribution mixed in.", at_least=0, below=1)
-    adaptive_kl_alpha: float = option(0.5, "akl: teacher mass that counts as the tail.", at_least=0, at_most=1)
-    ab_alpha: float = option(0.2, "abkd: alpha.")
-    ab_beta: float = option(0.7, "abkd: beta.")
-    adakd_base: str = option("rkl", "adakd: the objective it wraps.")
-    adakd_latf: Literal["adaptive", "fixed", "off"] = option("adaptive", "adakd: which positions train (LATF).")
-    adakd_ratio: float = option(1.0, "adakd: share of positions at the start, or fixed.", above=0, at_most=1)
-    adakd_ratio_min: float = option(0.1, "adakd: floor of the adaptive share.", above=0, at_most=1)
-    adakd_idts: Literal["inverse", "direct", "off"] = option(
-        "inverse", "adakd: temperature of a position by its difficulty (IDTS)."
-    )
-    adakd_difficulty: Literal["hellinger", "fkl", "rkl", "js", "cross_entropy"] = option(
-        "hellinger", "adakd: what makes a position difficult."
-    )
-    adakd_tau_base: float = option(
-        1.0, "adakd: temperature of the difficulty and centre of IDTS; not --kd-temperature.", above=0
-    )
-    adakd_c: float = option(0.5, "adakd: strength of IDTS.", at_least=0)
-    adakd_beta: float = option(0.99, "adakd: decay of the loss average that drives LATF.", at_least=0, at_most=1)
-    adakd_epsilon: float = option(0.05, "adakd: relative change of it that moves the share.", at_least=0)
-    adakd_delta: float = option(0.05, "adakd: relative size of such a move.", at_least=0, at_most=1)
-    adakd_warmup_ratio: float = option(0.05, "adakd: share of steps with all positions.", at_least=0, at_most=1)
     loss_chunk_mb: int | None = option(
         None,
         "Size in MB of one model's logits in the chunked loss, counted in fp32; default: 64 on a CPU, 256 on a GPU.",
@@ -120,14 +100,38 @@ class KDArguments(Group):
         False, "torch.compile the chunked loss: faster steps after a first one of 10 to 20 seconds."
     )
 
+
+def hyper_parameters() -> list[tuple[str, str, Field]]:
+    """Name, annotation and field of every `option` in a class of `criterions/*.py`, from the files' text.
+
+    Importing them would import torch, and --help would take seconds. So an option has literal values.
+    """
+    found = []
+    for path in sorted(Path(__file__).with_name("criterions").glob("*.py")):
+        classes = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
+        for statement in (statement for class_ in classes for statement in class_.body):
+            match statement:
+                case ast.AnnAssign(ast.Name(name), annotation, ast.Call(ast.Name("option"), values, keywords)):
+                    named = {keyword.arg: ast.literal_eval(keyword.value) for keyword in keywords}
+                    found.append((name, ast.unparse(annotation), option(*map(ast.literal_eval, values), **named)))
+    return found
+
+
+HyperParameters = make_dataclass(
+    "HyperParameters",
+    hyper_parameters(),
+    bases=(AnyObjectiveArguments,),
+    namespace={"__module__": __name__},
+    frozen=True,
+)
+
+
+@dataclass(frozen=True)
+class KDArguments(HyperParameters):
+    """The objective: (1 - kd_rate) * CE + kd_rate * KD."""
+
     def __post_init__(self):
         super().__post_init__()
-        require(
-            self.ab_alpha + self.ab_beta >= 0,
-            "ab_beta",
-            self.ab_beta,
-            "pass at least minus --ab-alpha; below, abkd diverges",
-        )
         same = {"cross_entropy", "sft"} if self.criterion == "cross_entropy" else {self.criterion}
         if self.criterion not in (None, "various_divergence") and self.kd_objective not in {None, *same}:
             raise ValueError(

@@ -10,7 +10,7 @@ Shapes: N response positions (of this rank in `loss`, of the whole micro-step in
 
 import math
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from criterions.base import (
     register,
 )
 from criterions.fused import LossSums, ResponsePositions
+from flags import option
 
 TINY = 1e-12  # keeps log(s / median) finite where a position, or the median, has no difficulty at all
 
@@ -47,24 +48,38 @@ class AdaKD(Criterion):
     ratio: r_t, the share of positions that the current optimiser step trains on.
     """
 
-    hyper_parameters = tuple(
-        "adakd_base adakd_latf adakd_ratio adakd_ratio_min adakd_idts adakd_difficulty adakd_tau_base adakd_c "
-        "adakd_beta adakd_epsilon adakd_delta adakd_warmup_ratio".split()
+    adakd_base: str = option("rkl", "adakd: the objective it wraps.")
+    adakd_latf: Literal["adaptive", "fixed", "off"] = option("adaptive", "adakd: which positions train (LATF).")
+    adakd_ratio: float = option(1.0, "adakd: share of positions at the start, or fixed.", above=0, at_most=1)
+    adakd_ratio_min: float = option(0.1, "adakd: floor of the adaptive share.", above=0, at_most=1)
+    adakd_idts: Literal["inverse", "direct", "off"] = option(
+        "inverse", "adakd: temperature of a position by its difficulty (IDTS)."
     )
+    adakd_difficulty: Literal["hellinger", "fkl", "rkl", "js", "cross_entropy"] = option(
+        "hellinger", "adakd: what makes a position difficult."
+    )
+    adakd_tau_base: float = option(
+        1.0, "adakd: temperature of the difficulty and centre of IDTS; not --kd-temperature.", above=0
+    )
+    adakd_c: float = option(0.5, "adakd: strength of IDTS.", at_least=0)
+    adakd_beta: float = option(0.99, "adakd: decay of the loss average that drives LATF.", at_least=0, at_most=1)
+    adakd_epsilon: float = option(0.05, "adakd: relative change of it that moves the share.", at_least=0)
+    adakd_delta: float = option(0.05, "adakd: relative size of such a move.", at_least=0, at_most=1)
+    adakd_warmup_ratio: float = option(0.05, "adakd: share of steps with all positions.", at_least=0, at_most=1)
 
     def __init__(self, args: KDArguments):
         super().__init__(args)
         bases = [name for name in objective_names() if name != "adakd"]
-        if args.adakd_base not in bases:
-            hint = did_you_mean(args.adakd_base)
-            raise ValueError(f"--adakd-base {args.adakd_base}: {hint}adakd wraps one of {', '.join(bases)}")
-        self.base = build_criterion(args.adakd_base, args)
-        self.ratio = 1.0 if args.adakd_latf == "off" else args.adakd_ratio
+        if self.adakd_base not in bases:
+            hint = did_you_mean(self.adakd_base)
+            raise ValueError(f"--adakd-base {self.adakd_base}: {hint}adakd wraps one of {', '.join(bases)}")
+        self.base = build_criterion(self.adakd_base, args)
+        self.ratio = 1.0 if self.adakd_latf == "off" else self.adakd_ratio
         self.average: float | None = None  # L_t
         self.reference: float | None = None  # L_ref
         self.step = 0
         self.warmup_steps = 1
-        self._measure = None if args.adakd_difficulty == "hellinger" else build_criterion(args.adakd_difficulty, args)
+        self._measure = None if self.adakd_difficulty == "hellinger" else build_criterion(self.adakd_difficulty, args)
         self._step_tokens = StepTokens(tokens=())
         self._sums: Tensor | None = None  # of this step and rank: KD over the selected, KD over all
         self._last: TokenPlan | None = None  # of the latest micro-step with positions
@@ -78,7 +93,7 @@ class AdaKD(Criterion):
         return "kd_rate", *self.hyper_parameters, *dict.fromkeys(name for names in wrapped for name in names)
 
     def folder_names(self, name):
-        base = self.args.adakd_base
+        base = self.adakd_base
         if "+" not in name and base != KDArguments().adakd_base:
             name = f"{name}+{base}"
         return name, name
@@ -91,8 +106,8 @@ class AdaKD(Criterion):
         """s_N: the Hellinger distance of teacher and student at tau_base, in [0, 1] (Eq. 3), or --adakd-difficulty."""
         if self._measure is not None and not self._measure.needs_teacher:  # cross-entropy is at temperature 1
             return self._measure.token_loss(student_logits_NV, teacher_logits_NV, labels_N)
-        student_logits_NV = student_logits_NV / self.args.adakd_tau_base
-        teacher_logits_NV = teacher_logits_NV / self.args.adakd_tau_base
+        student_logits_NV = student_logits_NV / self.adakd_tau_base
+        teacher_logits_NV = teacher_logits_NV / self.adakd_tau_base
         if self._measure is not None:
             return self._measure.token_loss(student_logits_NV, teacher_logits_NV, labels_N)
         log_q_NV, log_p_NV = log_probabilities(student_logits_NV, teacher_logits_NV)
@@ -104,12 +119,12 @@ class AdaKD(Criterion):
         # Stable: equal scores take the earlier position, whichever sort the device has.
         hardest_K = difficulty_N.argsort(descending=True, stable=True)[: self._count(len(difficulty_N))]
         selected_N[hardest_K] = True
-        temperature_N = torch.full_like(difficulty_N, self.args.adakd_tau_base)
-        if len(hardest_K) and self.args.adakd_idts != "off":
+        temperature_N = torch.full_like(difficulty_N, self.adakd_tau_base)
+        if len(hardest_K) and self.adakd_idts != "off":
             median = difficulty_N[hardest_K].median()  # of an even count the lower middle
             relative_N = (difficulty_N.clamp_min(TINY) / median.clamp_min(TINY)).log().tanh()
-            strength = self.args.adakd_c if self.args.adakd_idts == "inverse" else -self.args.adakd_c
-            temperature_N = self.args.adakd_tau_base * (-strength * relative_N).exp()
+            strength = self.adakd_c if self.adakd_idts == "inverse" else -self.adakd_c
+            temperature_N = self.adakd_tau_base * (-strength * relative_N).exp()
         return TokenPlan(selected_N, temperature_N)
 
     def loss(self, positions: ResponsePositions) -> LossSums:
@@ -139,7 +154,7 @@ class AdaKD(Criterion):
         return sums._replace(ce=ce_N.sum())
 
     def prepare(self, total_steps: int) -> None:
-        self.warmup_steps = max(1, int(self.args.adakd_warmup_ratio * total_steps))
+        self.warmup_steps = max(1, int(self.adakd_warmup_ratio * total_steps))
 
     def start_step(self, step_tokens: StepTokens) -> None:
         self._step_tokens = step_tokens
@@ -171,15 +186,15 @@ class AdaKD(Criterion):
         """
         if not math.isfinite(mean_loss):  # a step that overflowed says nothing, and the average would keep it for good
             return
-        beta, epsilon, delta = self.args.adakd_beta, self.args.adakd_epsilon, self.args.adakd_delta
+        beta, epsilon, delta = self.adakd_beta, self.adakd_epsilon, self.adakd_delta
         self.step += 1
         self.average = mean_loss if self.average is None else beta * self.average + (1 - beta) * mean_loss
-        if self.args.adakd_latf != "adaptive" or self.step < self.warmup_steps:
+        if self.adakd_latf != "adaptive" or self.step < self.warmup_steps:
             return
         if self.reference is None:  # the end of the warm-up
             self.reference = self.average
         elif self.average < self.reference * (1 - epsilon):
-            self.ratio = max(self.args.adakd_ratio_min, self.ratio * (1 - delta))
+            self.ratio = max(self.adakd_ratio_min, self.ratio * (1 - delta))
             self.reference = self.average
         elif self.average > self.reference * (1 + epsilon):
             self.ratio = min(1.0, self.ratio * (1 + delta))
@@ -209,7 +224,7 @@ class AdaKD(Criterion):
         return min(of_positions, max(1, int(self.ratio * of_positions)))
 
     def _score(self, student_logits_NV: Tensor, teacher_logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, ...]:
-        tau = self.args.adakd_tau_base
+        tau = self.adakd_tau_base
         return (
             self.difficulty(student_logits_NV, teacher_logits_NV, labels_N),
             self.base.token_loss(student_logits_NV / tau, teacher_logits_NV / tau, labels_N),

@@ -8,7 +8,7 @@ Shapes: N response positions in a chunk, V shared vocabulary.
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 
 import torch
 from torch import Tensor
@@ -44,16 +44,27 @@ class StepTokens:
 class Criterion:
     """Base of all objectives. Stateless unless a subclass says otherwise.
 
-    A subclass defines `token_loss`; what varies with training (AdaKD) also overrides `loss` and the step hooks.
+    A subclass defines `token_loss`; what varies with training (AdaKD) also overrides `loss` and the step hooks. An
+    `option` in the class body is a hyper-parameter: a flag, and an attribute of the instance. Its values are literals,
+    since `arguments.py` reads it from the file's text. `__init__` checks what must hold between several.
     """
 
     needs_teacher: bool = True
-    # Fields of KDArguments that the objective reads beside those of the weighted sum. Changed ones are part of the run
-    # folder's name; a flag that no part of the objective declares is reported as having no effect.
-    hyper_parameters: tuple[str, ...] = ()
 
     def __init__(self, args: KDArguments):
         self.args = args
+        for name in self.hyper_parameters:
+            setattr(self, name, getattr(args, name))
+
+    @property
+    def hyper_parameters(self) -> tuple[str, ...]:
+        """The options that the class declares, which are fields of KDArguments.
+
+        Changed ones are part of the run folder's name; a flag that no part of the objective declares is reported as
+        having no effect.
+        """
+        declared = [name for base in reversed(type(self).__mro__) for name in vars(base)]
+        return tuple(name for name in declared if isinstance(getattr(type(self), name), Field))
 
     def token_loss(
         self, student_logits_NV: Tensor, teacher_logits_NV: Tensor, labels_N: Tensor | None = None
