@@ -245,10 +245,6 @@ def test_the_gradient_of_tied_inputs_is_no_second_dense_tensor():
     assert fused(model, "todi", 7)[3]["model.embed_tokens.weight"].layout is torch.strided
 
 
-def test_padded_batches_give_the_same():
-    assert_same(fused(split_student("tied"), "todi", 5, layout="padded", kd_rate=0.3), dense("tied", "todi"))
-
-
 @pytest.mark.parametrize(
     "kd_rate, temperature, scaling", [(0.0, 1.0, "none"), (1.0, 2.0, "none"), (0.3, 2.0, "squared")]
 )
@@ -379,14 +375,6 @@ def test_a_loss_scale_reaches_the_gradients():
     *sums, expected = dense("tied", "todi")
     scaled = {name: gradient * 128 / 3 for name, gradient in expected.items()}
     assert_same((*sums, gradients(distiller.student)), (*sums, scaled))
-
-
-def test_gradients_add_up_over_micro_batches():
-    distiller = distiller_of(split_student("tied"), "todi", 3, kd_rate=0.3)
-    for some in (EXAMPLES[:2], EXAMPLES[2:5], EXAMPLES[5:]):
-        loss_of(distiller, some).backward()
-    *sums, expected = dense("tied", "todi")
-    assert_same((*sums, gradients(distiller.student)), (*sums, expected))
 
 
 def test_a_second_backward_is_refused():
@@ -584,34 +572,6 @@ def test_adakd_over_micro_batches(kd_rate, layout):
     """The positions are ranked in each micro-step, and the mean is over all that the optimiser step selected."""
     # 7 of 24 and 3 of 13, not 11 of 37.
     compare_adakd(micro_batches=(EXAMPLES, MORE_EXAMPLES), kd_rate=kd_rate, layout=layout, ratio=0.3)
-
-
-def test_adakd_ranks_the_positions_of_all_ranks(monkeypatch):
-    """Two ranks in turn: the first round collects what each would send, the second one trains with it."""
-    of_ranks = (MORE_EXAMPLES, EXAMPLES)
-    counts = tuple(map(tokens_of, of_ranks))
-    switches = {"adakd_ratio": 0.5, "adakd_latf": "fixed"}
-    distiller = distiller_of(split_student("untied"), "adakd", 7, kd_rate=0.4, **switches)
-    distiller.criterion.start_step(StepTokens(tokens=(sum(counts),)))
-    sent = {}
-
-    def forward(rank):
-        def all_gather(outputs, scores):
-            sent[rank] = scores.clone()
-            for of_rank, output in enumerate(outputs):
-                output.copy_(sent.get(of_rank, scores))
-
-        monkeypatch.setattr(torch.distributed, "all_gather", all_gather)
-        monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
-        batch = collate(of_ranks[rank], 0, MAX_LENGTH, layout="packed", positions_per_rank=counts)
-        return distiller(batch, live_teacher().states(batch))
-
-    forward(0), forward(1)
-    both = [forward(0), forward(1)]
-    sum(sums.loss for sums in both).backward()
-    actual = [*(sum(values).detach() for values in zip(*both)), gradients(distiller.student)]
-    *expected, _, _ = dense_adakd("untied", [[*MORE_EXAMPLES, *EXAMPLES]], kd_rate=0.4, ratio=0.5, base="rkl")
-    assert_same(actual, expected)
 
 
 def test_adakd_logs_the_temperatures_of_the_selected():
