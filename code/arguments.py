@@ -4,12 +4,12 @@ In: an argument list (`sys.argv[1:]`). Out: `TrainConfig` or `EvaluateConfig`; p
 The hyper-parameters of an objective are declared in its file in `criterions/`; `KDArguments` has them all.
 
 Every flag is accepted with dashes and with underscores (`--kd-rate`, `--kd_rate`). Flags of the reference repositories
-(MiniLLM, DSKD, DistiLLM, ToDi) that mean nothing here are accepted and listed in `ignored_flags`; those whose
-silence would change a run, and any other unknown flag, are refused with the remedy.
+(MiniLLM, DSKD, DistiLLM, ToDi) that mean nothing here are accepted and listed in `ignored_flags`; those that
+would change a run if they were ignored, and any other unknown flag, are refused with the remedy.
 """
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import Field, asdict, dataclass, fields, make_dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -104,17 +104,24 @@ class AnyObjectiveArguments(Group):
 def hyper_parameters() -> list[tuple[str, str, Field]]:
     """Name, annotation and field of every `option` in a class of `criterions/*.py`, from the files' text.
 
-    Importing them would import torch, and --help would take seconds. So an option has literal values.
+    Importing the files would import torch, and --help would take seconds.
     """
     found = []
     for path in sorted(Path(__file__).with_name("criterions").glob("*.py")):
-        classes = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
-        for statement in (statement for class_ in classes for statement in class_.body):
-            match statement:
-                case ast.AnnAssign(ast.Name(name), annotation, ast.Call(ast.Name("option"), values, keywords)):
-                    named = {keyword.arg: ast.literal_eval(keyword.value) for keyword in keywords}
-                    found.append((name, ast.unparse(annotation), option(*map(ast.literal_eval, values), **named)))
+        try:
+            found += _options(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: the values of an option must be literals ({error})") from error
     return found
+
+
+def _options(source: str) -> Iterator[tuple[str, str, Field]]:
+    classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
+    for statement in (statement for class_ in classes for statement in class_.body):
+        match statement:
+            case ast.AnnAssign(ast.Name(name), annotation, ast.Call(ast.Name("option"), values, keywords)):
+                named = {keyword.arg: ast.literal_eval(keyword.value) for keyword in keywords}
+                yield name, ast.unparse(annotation), option(*map(ast.literal_eval, values), **named)
 
 
 HyperParameters = make_dataclass(

@@ -1,7 +1,7 @@
-"""The command line of every entry point: dataclass fields become flags; a wrong word is answered with what to do.
+"""The command line of every entry point: dataclass fields become flags; errors name the flag, its value and a remedy.
 
-In: an argument list and the dataclasses of `arguments.py`. Out: their instances. A field is a flag of its name, in
-dashes (as --help shows it) or underscores; type, default and help come from the field. Nothing slow is imported here,
+In: an argument list and the dataclasses of `arguments.py`. Out: their instances. Each field is a flag, spelled with
+dashes (as in --help) or underscores; type, default, bounds and help come from the field. Nothing slow is imported here,
 so that --help and a mistyped flag are answered in a fraction of a second.
 """
 
@@ -73,7 +73,7 @@ class Group:
 
 
 class Flag(NamedTuple):
-    """One field, as the command line sees it. kind: of one value; choices: the only values, or none."""
+    """A field as a flag. kind: type of one value; choices: the allowed values, empty if any; many: takes several."""
 
     field: dataclasses.Field
     kind: type
@@ -105,7 +105,7 @@ class Flag(NamedTuple):
 
     @property
     def spellings(self) -> dict[str, str]:
-        """Every way to write the flag -> the way that argparse knows."""
+        """Every spelling of the flag -> the one that argparse knows."""
         names = [self.option, *self.field.metadata["aliases"]]
         spellings = {spelling: self.option for name in names for spelling in (name, f"--{_underscored(name)}")}
         if self.kind is bool:
@@ -151,7 +151,7 @@ class Flag(NamedTuple):
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises where argparse would exit: the entry points report every mistake in the same way."""
+    """Raises where argparse would exit, so that the entry points report every mistake in the same way."""
 
     def __init__(self, program: str, groups: dict[type, list[Flag]]):
         super().__init__(prog=program, allow_abbrev=False)
@@ -180,22 +180,22 @@ def parse(argv: Sequence[str], groups: Sequence[type], program: str) -> list:
     Raises ValueError with the flag, its value and the remedy; prints the help and exits for --help.
     """
     flags = {group: _flags(group) for group in groups}
-    of_name = {flag.field.name: flag for group in flags.values() for flag in group}
-    spellings = {spelling: known for flag in of_name.values() for spelling, known in flag.spellings.items()}
+    by_name = {flag.field.name: flag for group in flags.values() for flag in group}
+    spellings = {spelling: known for flag in by_name.values() for spelling, known in flag.spellings.items()}
     words, ignored = _without_ignored(argv, spellings)
     given, unknown = _Parser(program, flags).parse_known_args([_respelled(word, spellings) for word in words])
     if unknown:
         raise ValueError(_refusal(unknown[0], spellings))
     values: dict[str, Any] = {}
     for name, text in vars(given).items():
-        flag = of_name[name]
+        flag = by_name[name]
         values[name] = [flag.value(word) for word in text] if flag.many else flag.value(text)
-    of_groups = [{flag.field.name for flag in flags[group]} & values.keys() for group in groups]
-    return [*(group(**{name: values[name] for name in names}) for group, names in zip(groups, of_groups)), ignored]
+    given_names = [[flag.field.name for flag in flags[group] if flag.field.name in values] for group in groups]
+    return [*(group(**{name: values[name] for name in names}) for group, names in zip(groups, given_names)), ignored]
 
 
 def answer_early(parse_arguments: Callable[[Sequence[str]], object]) -> None:
-    """Ends the program at --help, or with 2 at a wrong flag. An entry calls it before it imports what takes seconds."""
+    """Exits after --help, and with 2 after a wrong flag. Entries call it before their slow imports."""
     try:
         parse_arguments(sys.argv[1:])
     except ValueError as error:
@@ -204,7 +204,7 @@ def answer_early(parse_arguments: Callable[[Sequence[str]], object]) -> None:
 
 
 def show_error(error: Exception) -> None:
-    """What a user got wrong, a line for each mistake, from one process of each node."""
+    """Prints the error's lines, each a mistake of the user, from one process per node."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr, flush=True)
@@ -225,7 +225,7 @@ def _respelled(word: str, spellings: dict[str, str]) -> str:
 
 
 def _without_ignored(argv: Sequence[str], known: dict[str, str]) -> tuple[list[str], tuple[str, ...]]:
-    """The words that are left for the parser, and the accepted flags that are not; each takes its one value along."""
+    """The words for the parser, and the flags that are accepted without effect; those are dropped with their value."""
     words: list[str] = []
     ignored: list[str] = []
     taking_value = False
@@ -254,7 +254,7 @@ def _is_variable(word: str) -> bool:
 
 
 def _refusal(word: str, known: dict[str, str]) -> str:
-    """What to say of a word that no flag takes."""
+    """The error message for a word that no flag takes."""
     if _is_variable(word):
         return f"{word}: a variable behind the command; put it in front: {word} bash SCRIPT"
     if not word.startswith("--"):

@@ -1,4 +1,4 @@
-"""Objectives by name. One file each; every file in this folder is imported, so a file is all that a new one needs."""
+"""Objectives by name. Every file in this folder is imported, so a new objective is one file."""
 
 import importlib
 import pkgutil

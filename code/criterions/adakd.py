@@ -133,7 +133,7 @@ class AdaKD(Criterion):
         plan = self.plan(everyones_difficulty)
         mine = slice(start, start + len(difficulty_N))
         selected_N, temperature_N = plan.selected_N[mine], plan.temperature_N[mine]
-        # Of one rank it is known; how many of all ranks' are this one's is the only question of a micro-step.
+        # With one rank the count is known; with several, asking the device for it is the only wait of a micro-step.
         alone = len(positions.positions_per_rank) == 1
         selected = self._count(len(difficulty_N)) if alone else int(selected_N.sum())
 
@@ -184,7 +184,7 @@ class AdaKD(Criterion):
 
         mean_loss: over the positions selected in the step, all ranks and micro-batches.
         """
-        if not math.isfinite(mean_loss):  # a step that overflowed says nothing, and the average would keep it for good
+        if not math.isfinite(mean_loss):  # the average would stay non-finite
             return
         beta, epsilon, delta = self.adakd_beta, self.adakd_epsilon, self.adakd_delta
         self.step += 1
@@ -233,7 +233,7 @@ class AdaKD(Criterion):
 
 
 def _gather(values_N: Tensor, positions_per_rank: tuple[int, ...]) -> tuple[int, Tensor]:
-    """The values of all ranks in rank order, and where this rank's begin."""
+    """Where this rank's values begin among those of all ranks in rank order, and those."""
     if len(positions_per_rank) == 1:
         return 0, values_N
     padded = values_N.new_zeros(max(1, *positions_per_rank))

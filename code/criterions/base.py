@@ -19,7 +19,7 @@ from criterions.fused import LossSums, ResponsePositions
 # exp(ABSENT) is 0 in fp32 and ABSENT - ABSENT is 0: an entry absent on both sides contributes nothing anywhere.
 ABSENT = -1e4
 WITHOUT_DIRECTION = ("kl", "kld", "kldiv", "kl_div", "kl_divergence")  # names of other programs
-# Fields of KDArguments that choose the objective or how it is computed, not what it is.
+# Fields of KDArguments that choose the objective, or how it is computed.
 NO_HYPER_PARAMETERS = ("criterion", "kd_objective", "loss_chunk_mb", "compile_loss")
 
 _REGISTRY: dict[str, type["Criterion"]] = {}
@@ -63,8 +63,8 @@ class Criterion:
         Changed ones are part of the run folder's name; a flag that no part of the objective declares is reported as
         having no effect.
         """
-        declared = [name for base in reversed(type(self).__mro__) for name in vars(base)]
-        return tuple(name for name in declared if isinstance(getattr(type(self), name), Field))
+        bodies = [vars(base) for base in reversed(type(self).__mro__)]
+        return tuple(name for body in bodies for name, value in body.items() if isinstance(value, Field))
 
     def token_loss(
         self, student_logits_NV: Tensor, teacher_logits_NV: Tensor, labels_N: Tensor | None = None
@@ -88,7 +88,7 @@ class Criterion:
         return (*weighted_sum, *self.hyper_parameters)
 
     def folder_names(self, name: str) -> tuple[str, str]:
-        """What the run's parent folder and its own call the objective that `--kd-objective name` has built."""
+        """The objective's name in the run's parent folder and in its own, where `--kd-objective` is `name`."""
         return name, name
 
     def prepare(self, total_steps: int) -> None:
@@ -98,7 +98,7 @@ class Criterion:
         """Called before the micro-batches of an optimiser step."""
 
     def end_step(self) -> dict[str, float]:
-        """Called after them, on every rank. Returns what the log should show of the criterion's state."""
+        """Called after them, on every rank. Returns the criterion's share of the log."""
         return {}
 
     def state_dict(self) -> dict:
@@ -122,7 +122,7 @@ def register(*names: str) -> Callable[[type[Criterion]], type[Criterion]]:
 
 
 def unused_arguments(criterion: Criterion, args: KDArguments) -> dict[str, object]:
-    """The flags that were set and that `criterion` does not read, or read with another value (adakd+todi its base)."""
+    """The flags that were set but not read by `criterion`, or overruled by its name (--adakd-base by adakd+todi)."""
     defaults, used = KDArguments(), criterion.used_arguments()
     return {
         field.name: value
@@ -156,16 +156,16 @@ def build_criterion(name: str, args: KDArguments) -> Criterion:
 
 
 def did_you_mean(name: str) -> str:
-    """What an unknown name resembles, as a question; empty if it resembles none."""
+    """The closest known name as a question; empty if none is close."""
     if name.lower() in WITHOUT_DIRECTION:
         return "did you mean fkl or rkl? "
-    known = {other.lower(): other for other in reversed(objective_names())}  # of equal ones the objective's own name
+    known = {other.lower(): other for other in reversed(objective_names())}  # an objective's own name wins
     close = difflib.get_close_matches(name.lower(), known, n=1)
     return f"did you mean {known[close[0]]}? " if close else ""
 
 
 def log_probabilities(student_logits_NV: Tensor, teacher_logits_NV: Tensor) -> tuple[Tensor, Tensor]:
-    """log q, log p. Where either is 0, both become ABSENT, so that the entry adds 0 to any divergence of the two."""
+    """log q, log p. Where p or q is 0, both become ABSENT, so that the entry adds 0 to any divergence."""
     log_q_NV, log_p_NV = student_logits_NV.log_softmax(-1), teacher_logits_NV.log_softmax(-1)
     if not (_may_be_absent(student_logits_NV) or _may_be_absent(teacher_logits_NV)):
         return log_q_NV, log_p_NV
@@ -174,9 +174,9 @@ def log_probabilities(student_logits_NV: Tensor, teacher_logits_NV: Tensor) -> t
 
 
 def _may_be_absent(logits_NV: Tensor) -> bool:
-    """Whether an entry is -inf; heads hardly ever say so, and masking costs a CPU as much as the divergence itself.
+    """Whether an entry is -inf. That is rare, and on a CPU masking costs as much as the divergence itself.
 
-    An accelerator is not asked: the answer would have to wait for it. Compiled code is not either: it masks in passing.
+    An accelerator is not asked, since the host would have to wait for it; compiled code masks at no cost.
     """
     ask = logits_NV.is_cpu and not torch.compiler.is_compiling()
     return not ask or (logits_NV.numel() > 0 and bool(logits_NV.detach().amin().isneginf()))
