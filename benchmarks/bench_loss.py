@@ -32,7 +32,7 @@ from workload import in_process, write_result  # noqa: E402
 
 from arguments import KDArguments  # noqa: E402
 from criterions import Criterion, build_criterion  # noqa: E402
-from criterions.fused import ResponseRows, chunk_bytes  # noqa: E402
+from criterions.fused import ResponsePositions, chunk_bytes  # noqa: E402
 from evaluation.results import format_table  # noqa: E402
 from models.heads import LanguageModelHead  # noqa: E402
 from reference.objectives import NAIVE  # noqa: E402
@@ -43,13 +43,13 @@ BETA = {"fkl": 0.0, "rkl": 1.0, "js": 0.5}  # TRL's and Liger's objectives, by t
 class Inputs:
     """hidden_ND and weight_VD of student (which train) and teacher."""
 
-    def __init__(self, rows: int, vocabulary: int, hidden: int):
+    def __init__(self, positions: int, vocabulary: int, hidden: int):
         torch.manual_seed(0)
         self.student, self.teacher = (nn.Linear(hidden, vocabulary, bias=False) for _ in range(2))
         self.teacher.requires_grad_(False)
-        self.student_hidden_ND = torch.randn(rows, hidden, requires_grad=True)
-        self.teacher_hidden_ND = torch.randn(rows, hidden)
-        self.labels_N = torch.randint(vocabulary, (rows,))
+        self.student_hidden_ND = torch.randn(positions, hidden, requires_grad=True)
+        self.teacher_hidden_ND = torch.randn(positions, hidden)
+        self.labels_N = torch.randint(vocabulary, (positions,))
         self.student_head, self.teacher_head = (
             LanguageModelHead(linear, vocabulary) for linear in (self.student, self.teacher)
         )
@@ -62,7 +62,7 @@ def criterion_of(objective: str) -> Criterion:
 
 def ours(objective: str, x: Inputs, compiled: bool = False) -> torch.Tensor:
     criterion = criterion_of(objective)
-    rows = ResponseRows(
+    positions = ResponsePositions(
         x.student_hidden_ND,
         x.student_head,
         x.labels_N,
@@ -71,7 +71,7 @@ def ours(objective: str, x: Inputs, compiled: bool = False) -> torch.Tensor:
         x.teacher_head,
         compiled=compiled,
     )
-    return criterion.loss(rows).loss
+    return criterion.loss(positions).loss
 
 
 def dense(objective: str, x: Inputs) -> torch.Tensor:
@@ -110,8 +110,8 @@ def best(function: Callable[[], object], times: int) -> float:
     return min(seconds)
 
 
-def measure(method: str, objective: str, rows: int, vocabulary: int, hidden: int, times: int) -> dict:
-    x = Inputs(rows, vocabulary, hidden)
+def measure(method: str, objective: str, positions: int, vocabulary: int, hidden: int, times: int) -> dict:
+    x = Inputs(positions, vocabulary, hidden)
     page_mb = resource.getpagesize() / 2**20
     before_mb = int(Path(f"/proc/{os.getpid()}/statm").read_text().split()[1]) * page_mb
     value = 0.0
@@ -130,7 +130,7 @@ def measure(method: str, objective: str, rows: int, vocabulary: int, hidden: int
         "seconds": seconds,
         "peak_mb": peak_mb - before_mb,
         "floor": floor(x, times),
-        "loss": value / rows,
+        "loss": value / positions,
         "gradient": gradient,
     }
 
@@ -157,12 +157,12 @@ def methods(objective: str) -> list[str]:
     return ["ours", "compiled", "dense", *peers]
 
 
-def of_case(method: str, objective: str, rows: int, vocabulary: int, args: argparse.Namespace) -> dict:
-    case = [method, objective, str(rows), str(vocabulary), str(args.hidden), str(args.times)]
+def of_case(method: str, objective: str, positions: int, vocabulary: int, args: argparse.Namespace) -> dict:
+    case = [method, objective, str(positions), str(vocabulary), str(args.hidden), str(args.times)]
     return in_process(__file__, ["--case", *case]) | {
         "method": method,
         "objective": objective,
-        "rows": rows,
+        "positions": positions,
         "vocabulary": vocabulary,
     }
 
@@ -171,7 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--objectives", nargs="+", default=["fkl", "todi", "js"])
     parser.add_argument("--vocabularies", nargs="+", type=int, default=[32000, 49152, 151936, 262144])
-    parser.add_argument("--rows", type=int, default=335, help="response positions")
+    parser.add_argument("--positions", type=int, default=335, help="response positions")
     parser.add_argument("--hidden", type=int, default=576)
     parser.add_argument("--times", type=int, default=4, help="calls; the fastest counts")
     parser.add_argument("--case", nargs=6, help=argparse.SUPPRESS)
@@ -182,12 +182,12 @@ def main() -> None:
         return
 
     found = [
-        of_case(method, objective, args.rows, vocabulary, args)
+        of_case(method, objective, args.positions, vocabulary, args)
         for objective in args.objectives
         for vocabulary in args.vocabularies
         for method in methods(objective)
     ]
-    growth = [of_case("ours", args.objectives[0], args.rows * k, 49152, args) for k in (1, 2, 4, 8)]
+    growth = [of_case("ours", args.objectives[0], args.positions * k, 49152, args) for k in (1, 2, 4, 8)]
     print_tables(found, growth)
     write_result("bench_loss", {"hidden": args.hidden, "times": args.times}, results=found, growth=growth)
 
@@ -202,7 +202,12 @@ def print_tables(found: list[dict], growth: list[dict]) -> None:
     print(format_table(["loss", "seconds", "of dense", "of matmul", "MB", "off by"], rows))
     print()
     rows = [
-        [str(c["rows"]), f"{c['seconds']:.3f}", f"{1e3 * c['seconds'] / c['rows']:.2f}", f"{c['peak_mb']:.0f}"]
+        [
+            str(c["positions"]),
+            f"{c['seconds']:.3f}",
+            f"{1e3 * c['seconds'] / c['positions']:.2f}",
+            f"{c['peak_mb']:.0f}",
+        ]
         for c in growth
     ]
     print(format_table(["positions, ours, 49152", "seconds", "ms a position", "MB"], rows))

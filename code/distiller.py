@@ -6,7 +6,7 @@ In: a batch, and the teacher's hidden states at the same response positions. Out
 from torch import nn
 
 from criterions import Criterion
-from criterions.fused import LossSums, ResponseRows, chunk_bytes
+from criterions.fused import LossSums, ResponsePositions, chunk_bytes
 from data_utils.batches import Batch
 from models.heads import SplitModel, add_input_gradient_sparsely
 from teacher.states import TeacherStates
@@ -32,19 +32,19 @@ class Distiller(nn.Module):
         The dev loss is the NLL whatever the objective, so that runs can be compared. It takes this way in, since
         ZeRO-3 gathers the head's weight on entry to the module that the engine holds.
         """
-        rows = self._rows(batch, teacher)
+        positions = self._positions(batch, teacher)
         if not self.training:
-            return rows.walk(self.criterion, ce_weight=1.0, kd_weight=0.0)
-        return self.criterion.loss(rows)
+            return positions.walk(self.criterion.token_loss, ce_weight=1.0, kd_weight=0.0)
+        return self.criterion.loss(positions)
 
-    def _rows(self, batch: Batch, teacher: TeacherStates | None) -> ResponseRows:
-        return ResponseRows(
+    def _positions(self, batch: Batch, teacher: TeacherStates | None) -> ResponsePositions:
+        return ResponsePositions(
             hidden_ND=self.split_student.hidden_states(batch),
             head=self.split_student.head,
             labels_N=batch.labels_N,
             chunk_bytes=self.chunk_bytes,
             teacher_hidden_NE=teacher.hidden_NE if teacher else None,
             teacher_head=teacher.head if teacher else None,
-            rows_of_ranks=batch.rows_of_ranks,
+            positions_per_rank=batch.positions_per_rank,
             compiled=self.compile_loss,
         )

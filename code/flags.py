@@ -1,7 +1,7 @@
-"""The command line of every entry point: dataclass fields become flags; a wrong word is answered with what to do.
+"""The command line of every entry point: dataclass fields become flags; errors name the flag, its value and a remedy.
 
-In: an argument list and the dataclasses of `arguments.py`. Out: their instances. A field is a flag of its name, in
-dashes (as --help shows it) or underscores; type, default and help come from the field. Nothing slow is imported here,
+In: an argument list and the dataclasses of `arguments.py`. Out: their instances. Each field is a flag, spelled with
+dashes (as in --help) or underscores; type, default, bounds and help come from the field. Nothing slow is imported here,
 so that --help and a mistyped flag are answered in a fraction of a second.
 """
 
@@ -9,6 +9,8 @@ import argparse
 import dataclasses
 import difflib
 import inspect
+import math
+import operator
 import os
 import re
 import shutil
@@ -18,109 +20,60 @@ from collections.abc import Callable, Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, NoReturn, Union, get_args, get_origin, get_type_hints
 
-# Reference flags without a meaning here: what they asked for always happens, or never does, whatever their value.
-IGNORED_FLAGS = frozenset(
-    "base-path model-type teacher-model-type n-gpu n-nodes ckpt-name teacher-ckpt-name peft-name teacher-peft-name "
-    "type task do-train do-valid do-eval teacher-model-fp16 model-dtype teacher-model-dtype mid-log-num "
-    "save-additional-suffix save-rollout num-workers min-prompt-length json-data bin-data txt-data prompt-type "
-    "eval-ppl eval-rw only-prompt seed-order seed-data seed-ppo seed-lm attn-dtype xops-attn loss-scale model-parallel "
-    "model-parallel-size no-value dropout-path-rate force-process-demo gen-num eb-sample-times data-names peft "
-    "eval-gen data-process-workers eval-tqdm report-logits only-save-projector debug".split()
-)
-LAUNCHER_FLAGS = frozenset(("deepspeed", "local-rank", "deepscale", "deepspeed-config"))
-# Flags of other trainers (Transformers, TRL, LLaMA-Factory, Axolotl) under the names that they have here.
-RENAMED_FLAGS = {
-    **dict.fromkeys(("model-name-or-path", "model-name", "model", "pretrained-model-name-or-path"), "model-path"),
-    "teacher-model-name-or-path": "teacher-model-path",
-    **dict.fromkeys(("dataset", "dataset-name", "dataset-path", "train-file", "data-path", "data"), "data-dir"),
-    **dict.fromkeys(("output-dir", "output", "out-dir"), "save-dir"),
-    "resume-from-checkpoint": "resume",
-    "overwrite-output-dir": "resume never",
-    "num-train-epochs": "num-epochs",
-    "max-steps": "total-iters",
-    **dict.fromkeys(("per-device-train-batch-size", "train-batch-size", "micro-batch-size"), "batch-size"),
-    **dict.fromkeys(("per-device-eval-batch-size", "per-gpu-eval-batch-size"), "eval-batch-size"),
-    "grad-accum": "gradient-accumulation-steps",
-    "learning-rate": "lr",
-    "min-lr": "lr-min",
-    **dict.fromkeys(("lr-scheduler-type", "lr-scheduler"), "lr-decay-style"),
-    "warmup-steps": "warmup-iters",
-    "max-grad-norm": "clip-grad",
-    "logging-steps": "log-interval",
-    **dict.fromkeys(("eval-steps", "eval-strategy", "evaluation-strategy"), "eval-interval"),
-    **dict.fromkeys(("save-steps", "save-strategy"), "save-interval"),
-    "save-total-limit": "keep-best-n-checkpoints",
-    "max-train-samples": "train-num",
-    **dict.fromkeys(("max-eval-samples", "max-samples", "limit"), "dev-num"),
-    **dict.fromkeys(("max-seq-length", "max-seq-len", "model-max-length", "cutoff-len", "block-size"), "max-length"),
-    "predict-with-generate": "eval-gen",
-    **dict.fromkeys(("use-peft", "use-lora"), "peft lora"),
-    **dict.fromkeys(("lora-r", "lora-rank"), "peft-lora-r"),
-    "lora-alpha": "peft-lora-alpha",
-    "lora-dropout": "peft-lora-dropout",
-    **dict.fromkeys(("lora-target-modules", "lora-target"), "peft-lora-target-modules"),
-    **dict.fromkeys(("adapter", "adapter-path", "adapter-name-or-path", "lora-path"), "peft-path"),
-    **dict.fromkeys(("use-flash-attention-2", "use-flash-attn", "flash-attn"), "attn-implementation flash_attention_2"),
-    "loss-type": "kd-objective",
-    "torch-dtype": "dtype",
-    **{short: f"dtype {long}" for short, long in (("bf16", "bfloat16"), ("fp16", "float16"), ("fp32", "float32"))},
-}
-# Flags that would change the run if they were ignored: refused, with what to use instead.
-REPLACED_FLAGS = {
-    "train-ratio": "pass the number of rows with --train-num",
-    "dev-ratio": "pass the number of rows with --dev-num",
-    "lr-decay-iters": "the schedule always ends at the last step; shorten the run with --total-iters",
-    "train-iters-per-epoch": "an epoch is one pass over the data; shorten the run with --total-iters or --train-num",
-    "scheduler-name": "choose the schedule with --lr-decay-style",
-    "deepscale-config": "pass the file with --deepspeed_config",
-    "load": "start from a checkpoint with --model-path",
-    "lm-data-dir": "only instruction data is trained on; see --data-dir",
-    "prompt-data-dir": "only instruction data is trained on; see --data-dir",
-    "pretrain-data-dir": "only instruction data is trained on; see --data-dir",
-    "teacher-temperature": "--kd-temperature divides the logits of both models",
-    "label-smoothing": "the labels' share of the loss is plain cross-entropy",
-    "eval-gen-repeat-times": "one pass of dev answers ranks a checkpoint; code/evaluate.py takes several --seed",
-    **{
-        name: f"pass --precision {value} (PRECISION={value} in front of a script), or --deepspeed_config FILE "
-        "(configs/deepspeed)"
-        for name, value in {"bf16": "bf16", "fp16": "fp16", "fp32": "fp32", "tf32": "fp32"}.items()
-    },
-    **dict.fromkeys(
-        ("report-to", "logging-dir", "run-name"),
-        "metrics.jsonl and train.log in --save-dir have what is logged; drop the flag",
-    ),
-    **dict.fromkeys(("optim", "adam-beta1", "adam-beta2", "adam-epsilon"), "the optimiser is PyTorch's AdamW"),
-    **dict.fromkeys(("load-in-4bit", "load-in-8bit"), "weights are not quantised; --peft lora trains an adapter"),
-    **dict.fromkeys(
-        ("projector-config-path", "projector-path", "projector-lr", "pretrained-projector", "pretrained-projector-lr"),
-        "objectives that need a projector are not part of this framework",
-    ),
-    **dict.fromkeys(
-        (
-            "vocab-alignment-path",
-            "teacher-to-student-token-mapping",
-            "teacher-to-student-id-mapping",
-            "student-to-teacher-token-mapping",
-            "student-to-teacher-id-mapping",
-        ),
-        "teacher and student share a vocabulary, which is checked at the start",
-    ),
-}
+from foreign_flags import IGNORED_FLAGS, LAUNCHER_FLAGS, RENAMED_FLAGS, REPLACED_FLAGS
+
 WORDS_FOR_TRUE, WORDS_FOR_FALSE = {"true", "yes", "t", "y", "1"}, {"false", "no", "f", "n", "0"}
+COMPARISONS = {"of at least": operator.ge, "above": operator.gt, "at most": operator.le, "below": operator.lt}
 HELP_COLUMN = 34
 NOTE = "A flag may be spelled with dashes or underscores. A switch also takes true or false, or has a --no- form."
 
 
 def option(
-    *, default: Any = dataclasses.MISSING, default_factory: Any = dataclasses.MISSING, aliases: Sequence[str], help: str
+    default: Any = dataclasses.MISSING,
+    help: str = "",
+    *,
+    aliases: Sequence[str] = (),
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    also: dict[int, str] | None = None,
 ) -> Any:
-    """A dataclass field whose flag has other names too."""
-    metadata = {"aliases": aliases, "help": help}
-    return dataclasses.field(default=default, default_factory=default_factory, metadata=metadata)
+    """A field of a `Group`: a flag with its default (none: required), help, other names and, of a number, bounds.
+
+    also: values outside the bounds that are allowed, and what each is for: {-1: "for all of them"}.
+    """
+    bounds = {"of at least": at_least, "above": above, "at most": at_most, "below": below}
+    bounds = {word: limit for word, limit in bounds.items() if limit is not None}
+    metadata = {"help": help, "aliases": aliases, "bounds": bounds, "also": also or {}}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def require(condition: bool, name: str, value: object, remedy: str) -> None:
+    """Raises ValueError unless `condition`. name: of the flag's field."""
+    if not condition:
+        raise ValueError(f"--{name.replace('_', '-')} {value}: {remedy}")
+
+
+class Group:
+    """Base of the dataclasses whose fields are flags. Numbers are checked when an instance is made."""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value, bounds, also = getattr(self, field.name), field.metadata["bounds"], field.metadata["also"]
+            if not isinstance(value, int | float) or value in also:
+                continue
+            remedy = " and ".join(f"{word} {limit}" for word, limit in bounds.items())
+            remedy += "".join(f", or {allowed} {purpose}" for allowed, purpose in also.items())
+            within = all(COMPARISONS[word](value, limit) for word, limit in bounds.items())
+            require(within, field.name, value, f"pass a number {remedy}")
+            require(math.isfinite(value), field.name, value, "pass a finite number")
 
 
 class Flag(NamedTuple):
-    """One field, as the command line sees it. kind: of one value; choices: the only values, or none."""
+    """A field as a flag. kind: type of one value; choices: the allowed values, empty if any; many: takes several."""
 
     field: dataclasses.Field
     kind: type
@@ -152,8 +105,8 @@ class Flag(NamedTuple):
 
     @property
     def spellings(self) -> dict[str, str]:
-        """Every way to write the flag -> the way that argparse knows."""
-        names = [self.option, *self.field.metadata.get("aliases", ())]
+        """Every spelling of the flag -> the one that argparse knows."""
+        names = [self.option, *self.field.metadata["aliases"]]
         spellings = {spelling: self.option for name in names for spelling in (name, f"--{_underscored(name)}")}
         if self.kind is bool:
             off = f"--no-{self.option[2:]}"
@@ -198,7 +151,7 @@ class Flag(NamedTuple):
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises where argparse would exit: the entry points report every mistake in the same way."""
+    """Raises where argparse would exit, so that the entry points report every mistake in the same way."""
 
     def __init__(self, program: str, groups: dict[type, list[Flag]]):
         super().__init__(prog=program, allow_abbrev=False)
@@ -227,22 +180,22 @@ def parse(argv: Sequence[str], groups: Sequence[type], program: str) -> list:
     Raises ValueError with the flag, its value and the remedy; prints the help and exits for --help.
     """
     flags = {group: _flags(group) for group in groups}
-    of_name = {flag.field.name: flag for group in flags.values() for flag in group}
-    spellings = {spelling: known for flag in of_name.values() for spelling, known in flag.spellings.items()}
+    by_name = {flag.field.name: flag for group in flags.values() for flag in group}
+    spellings = {spelling: known for flag in by_name.values() for spelling, known in flag.spellings.items()}
     words, ignored = _without_ignored(argv, spellings)
     given, unknown = _Parser(program, flags).parse_known_args([_respelled(word, spellings) for word in words])
     if unknown:
         raise ValueError(_refusal(unknown[0], spellings))
     values: dict[str, Any] = {}
     for name, text in vars(given).items():
-        flag = of_name[name]
+        flag = by_name[name]
         values[name] = [flag.value(word) for word in text] if flag.many else flag.value(text)
-    of_groups = [{flag.field.name for flag in flags[group]} & values.keys() for group in groups]
-    return [*(group(**{name: values[name] for name in names}) for group, names in zip(groups, of_groups)), ignored]
+    given_names = [[flag.field.name for flag in flags[group] if flag.field.name in values] for group in groups]
+    return [*(group(**{name: values[name] for name in names}) for group, names in zip(groups, given_names)), ignored]
 
 
 def answer_early(parse_arguments: Callable[[Sequence[str]], object]) -> None:
-    """Ends the program at --help, or with 2 at a wrong flag. An entry calls it before it imports what takes seconds."""
+    """Exits after --help, and with 2 after a wrong flag. Entries call it before their slow imports."""
     try:
         parse_arguments(sys.argv[1:])
     except ValueError as error:
@@ -251,7 +204,7 @@ def answer_early(parse_arguments: Callable[[Sequence[str]], object]) -> None:
 
 
 def show_error(error: Exception) -> None:
-    """What a user got wrong, a line for each mistake, from one process of each node."""
+    """Prints the error's lines, each a mistake of the user, from one process per node."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr, flush=True)
@@ -272,7 +225,7 @@ def _respelled(word: str, spellings: dict[str, str]) -> str:
 
 
 def _without_ignored(argv: Sequence[str], known: dict[str, str]) -> tuple[list[str], tuple[str, ...]]:
-    """The words that are left for the parser, and the accepted flags that are not; each takes its one value along."""
+    """The words for the parser, and the flags that are accepted without effect; those are dropped with their value."""
     words: list[str] = []
     ignored: list[str] = []
     taking_value = False
@@ -301,7 +254,7 @@ def _is_variable(word: str) -> bool:
 
 
 def _refusal(word: str, known: dict[str, str]) -> str:
-    """What to say of a word that no flag takes."""
+    """The error message for a word that no flag takes."""
     if _is_variable(word):
         return f"{word}: a variable behind the command; put it in front: {word} bash SCRIPT"
     if not word.startswith("--"):

@@ -1,6 +1,7 @@
 """The alpha-beta divergence."""
 
 from criterions.base import Criterion, log_probabilities, register
+from flags import option, require
 
 
 @register("abkd")
@@ -11,10 +12,16 @@ class AlphaBeta(Criterion):
     forward KL and a = 0, b = 1 reverse KL.
     """
 
-    hyper_parameters = ("ab_alpha", "ab_beta")
+    ab_alpha: float = option(0.2, "abkd: alpha.")
+    ab_beta: float = option(0.7, "abkd: beta.")
+
+    def __init__(self, args):
+        super().__init__(args)
+        remedy = "pass at least minus --ab-alpha; below, abkd diverges"
+        require(self.ab_alpha + self.ab_beta >= 0, "ab_beta", self.ab_beta, remedy)
 
     def token_loss(self, student_logits_NV, teacher_logits_NV, labels_N=None):
-        a, b = self.args.ab_alpha, self.args.ab_beta
+        a, b = self.ab_alpha, self.ab_beta
         log_q_NV, log_p_NV = log_probabilities(student_logits_NV, teacher_logits_NV)
         log_ratio_NV = log_p_NV - log_q_NV
         if a == 0 and b == 0:

@@ -10,7 +10,7 @@ Shapes: N response positions (of this rank in `loss`, of the whole micro-step in
 
 import math
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,14 +20,15 @@ from torch.nn import functional as F
 from arguments import KDArguments
 from criterions.base import (
     Criterion,
-    StepPlan,
+    StepTokens,
     build_criterion,
     did_you_mean,
     log_probabilities,
     objective_names,
     register,
 )
-from criterions.fused import LossSums, ResponseRows
+from criterions.fused import LossSums, ResponsePositions
+from flags import option
 
 TINY = 1e-12  # keeps log(s / median) finite where a position, or the median, has no difficulty at all
 
@@ -47,25 +48,39 @@ class AdaKD(Criterion):
     ratio: r_t, the share of positions that the current optimiser step trains on.
     """
 
-    hyper_parameters = tuple(
-        "adakd_base adakd_latf adakd_ratio adakd_ratio_min adakd_idts adakd_difficulty adakd_tau_base adakd_c "
-        "adakd_beta adakd_epsilon adakd_delta adakd_warmup_ratio".split()
+    adakd_base: str = option("rkl", "adakd: the objective it wraps.")
+    adakd_latf: Literal["adaptive", "fixed", "off"] = option("adaptive", "adakd: which positions train (LATF).")
+    adakd_ratio: float = option(1.0, "adakd: share of positions at the start, or fixed.", above=0, at_most=1)
+    adakd_ratio_min: float = option(0.1, "adakd: floor of the adaptive share.", above=0, at_most=1)
+    adakd_idts: Literal["inverse", "direct", "off"] = option(
+        "inverse", "adakd: temperature of a position by its difficulty (IDTS)."
     )
+    adakd_difficulty: Literal["hellinger", "fkl", "rkl", "js", "cross_entropy"] = option(
+        "hellinger", "adakd: what makes a position difficult."
+    )
+    adakd_tau_base: float = option(
+        1.0, "adakd: temperature of the difficulty and centre of IDTS; not --kd-temperature.", above=0
+    )
+    adakd_c: float = option(0.5, "adakd: strength of IDTS.", at_least=0)
+    adakd_beta: float = option(0.99, "adakd: decay of the loss average that drives LATF.", at_least=0, at_most=1)
+    adakd_epsilon: float = option(0.05, "adakd: relative change of it that moves the share.", at_least=0)
+    adakd_delta: float = option(0.05, "adakd: relative size of such a move.", at_least=0, at_most=1)
+    adakd_warmup_ratio: float = option(0.05, "adakd: share of steps with all positions.", at_least=0, at_most=1)
 
     def __init__(self, args: KDArguments):
         super().__init__(args)
         bases = [name for name in objective_names() if name != "adakd"]
-        if args.adakd_base not in bases:
-            hint = did_you_mean(args.adakd_base)
-            raise ValueError(f"--adakd-base {args.adakd_base}: {hint}adakd wraps one of {', '.join(bases)}")
-        self.base = build_criterion(args.adakd_base, args)
-        self.ratio = 1.0 if args.adakd_latf == "off" else args.adakd_ratio
+        if self.adakd_base not in bases:
+            hint = did_you_mean(self.adakd_base)
+            raise ValueError(f"--adakd-base {self.adakd_base}: {hint}adakd wraps one of {', '.join(bases)}")
+        self.base = build_criterion(self.adakd_base, args)
+        self.ratio = 1.0 if self.adakd_latf == "off" else self.adakd_ratio
         self.average: float | None = None  # L_t
         self.reference: float | None = None  # L_ref
         self.step = 0
         self.warmup_steps = 1
-        self._measure = None if args.adakd_difficulty == "hellinger" else build_criterion(args.adakd_difficulty, args)
-        self._plan = StepPlan(tokens=())
+        self._measure = None if self.adakd_difficulty == "hellinger" else build_criterion(self.adakd_difficulty, args)
+        self._step_tokens = StepTokens(tokens=())
         self._sums: Tensor | None = None  # of this step and rank: KD over the selected, KD over all
         self._last: TokenPlan | None = None  # of the latest micro-step with positions
 
@@ -78,7 +93,7 @@ class AdaKD(Criterion):
         return "kd_rate", *self.hyper_parameters, *dict.fromkeys(name for names in wrapped for name in names)
 
     def folder_names(self, name):
-        base = self.args.adakd_base
+        base = self.adakd_base
         if "+" not in name and base != KDArguments().adakd_base:
             name = f"{name}+{base}"
         return name, name
@@ -91,8 +106,8 @@ class AdaKD(Criterion):
         """s_N: the Hellinger distance of teacher and student at tau_base, in [0, 1] (Eq. 3), or --adakd-difficulty."""
         if self._measure is not None and not self._measure.needs_teacher:  # cross-entropy is at temperature 1
             return self._measure.token_loss(student_logits_NV, teacher_logits_NV, labels_N)
-        student_logits_NV = student_logits_NV / self.args.adakd_tau_base
-        teacher_logits_NV = teacher_logits_NV / self.args.adakd_tau_base
+        student_logits_NV = student_logits_NV / self.adakd_tau_base
+        teacher_logits_NV = teacher_logits_NV / self.adakd_tau_base
         if self._measure is not None:
             return self._measure.token_loss(student_logits_NV, teacher_logits_NV, labels_N)
         log_q_NV, log_p_NV = log_probabilities(student_logits_NV, teacher_logits_NV)
@@ -104,33 +119,33 @@ class AdaKD(Criterion):
         # Stable: equal scores take the earlier position, whichever sort the device has.
         hardest_K = difficulty_N.argsort(descending=True, stable=True)[: self._count(len(difficulty_N))]
         selected_N[hardest_K] = True
-        temperature_N = torch.full_like(difficulty_N, self.args.adakd_tau_base)
-        if len(hardest_K) and self.args.adakd_idts != "off":
+        temperature_N = torch.full_like(difficulty_N, self.adakd_tau_base)
+        if len(hardest_K) and self.adakd_idts != "off":
             median = difficulty_N[hardest_K].median()  # of an even count the lower middle
             relative_N = (difficulty_N.clamp_min(TINY) / median.clamp_min(TINY)).log().tanh()
-            strength = self.args.adakd_c if self.args.adakd_idts == "inverse" else -self.args.adakd_c
-            temperature_N = self.args.adakd_tau_base * (-strength * relative_N).exp()
+            strength = self.adakd_c if self.adakd_idts == "inverse" else -self.adakd_c
+            temperature_N = self.adakd_tau_base * (-strength * relative_N).exp()
         return TokenPlan(selected_N, temperature_N)
 
-    def loss(self, rows: ResponseRows) -> LossSums:
-        difficulty_N, kd_N, ce_N = rows.score(self._score)
-        start, everyones_difficulty = _gather(difficulty_N, rows.rows_of_ranks)
+    def loss(self, positions: ResponsePositions) -> LossSums:
+        difficulty_N, kd_N, ce_N = positions.score(self._score)
+        start, everyones_difficulty = _gather(difficulty_N, positions.positions_per_rank)
         plan = self.plan(everyones_difficulty)
         mine = slice(start, start + len(difficulty_N))
         selected_N, temperature_N = plan.selected_N[mine], plan.temperature_N[mine]
-        # Of one rank it is known; how many of all ranks' are this one's is the only question of a micro-step.
-        alone = len(rows.rows_of_ranks) == 1
+        # With one rank the count is known; with several, asking the device for it is the only wait of a micro-step.
+        alone = len(positions.positions_per_rank) == 1
         selected = self._count(len(difficulty_N)) if alone else int(selected_N.sum())
 
         # Every rank divides by the tokens of the whole step; KD is a mean over the positions selected in it.
-        per_selected = self._plan.total_tokens / self._selected_tokens
-        sums = rows.walk(
-            self.base,
+        per_selected = self._step_tokens.total_tokens / self._selected_tokens
+        sums = positions.walk(
+            self.base.token_loss,
             ce_weight=1 - self.args.kd_rate,
             kd_weight=self.args.kd_rate,
             temperature=temperature_N,
-            kd_scale=temperature_N.square() * per_selected,
-            kd_selected=selected_N,
+            kd_scale_N=temperature_N.square() * per_selected,
+            kd_selected_N=selected_N,
             kd_count=selected,
         )
         self._sums += torch.stack([sums.kd / per_selected, kd_N.sum()])
@@ -139,11 +154,11 @@ class AdaKD(Criterion):
         return sums._replace(ce=ce_N.sum())
 
     def prepare(self, total_steps: int) -> None:
-        self.warmup_steps = max(1, int(self.args.adakd_warmup_ratio * total_steps))
+        self.warmup_steps = max(1, int(self.adakd_warmup_ratio * total_steps))
 
-    def start_step(self, plan: StepPlan) -> None:
-        self._plan = plan
-        self._sums = torch.zeros(2, device=plan.device)
+    def start_step(self, step_tokens: StepTokens) -> None:
+        self._step_tokens = step_tokens
+        self._sums = torch.zeros(2, device=step_tokens.device)
 
     def end_step(self) -> dict[str, float]:
         if dist.is_initialized():
@@ -158,7 +173,7 @@ class AdaKD(Criterion):
             "adakd_average_loss": average,
             "adakd_reference_loss": average if self.reference is None else self.reference,
             "adakd_selected_loss": selected_loss,
-            "adakd_all_token_loss": all_sum / max(1, self._plan.total_tokens),
+            "adakd_all_token_loss": all_sum / max(1, self._step_tokens.total_tokens),
             "adakd_tau_q05": low,
             "adakd_tau_q50": middle,
             "adakd_tau_q95": high,
@@ -169,17 +184,17 @@ class AdaKD(Criterion):
 
         mean_loss: over the positions selected in the step, all ranks and micro-batches.
         """
-        if not math.isfinite(mean_loss):  # a step that overflowed says nothing, and the average would keep it for good
+        if not math.isfinite(mean_loss):  # the average would stay non-finite
             return
-        beta, epsilon, delta = self.args.adakd_beta, self.args.adakd_epsilon, self.args.adakd_delta
+        beta, epsilon, delta = self.adakd_beta, self.adakd_epsilon, self.adakd_delta
         self.step += 1
         self.average = mean_loss if self.average is None else beta * self.average + (1 - beta) * mean_loss
-        if self.args.adakd_latf != "adaptive" or self.step < self.warmup_steps:
+        if self.adakd_latf != "adaptive" or self.step < self.warmup_steps:
             return
         if self.reference is None:  # the end of the warm-up
             self.reference = self.average
         elif self.average < self.reference * (1 - epsilon):
-            self.ratio = max(self.args.adakd_ratio_min, self.ratio * (1 - delta))
+            self.ratio = max(self.adakd_ratio_min, self.ratio * (1 - delta))
             self.reference = self.average
         elif self.average > self.reference * (1 + epsilon):
             self.ratio = min(1.0, self.ratio * (1 + delta))
@@ -195,7 +210,7 @@ class AdaKD(Criterion):
     def _temperature_levels(self) -> Tensor:
         """The 5 %, 50 % and 95 % quantiles of the selected positions' temperatures."""
         if self._last is None:
-            return torch.zeros(3, device=self._plan.device)
+            return torch.zeros(3, device=self._step_tokens.device)
         selected_N, temperature_N = self._last
         levels = torch.linspace(0.05, 0.95, 3, device=temperature_N.device, dtype=temperature_N.dtype)
         return temperature_N.where(selected_N, torch.nan).nanquantile(levels)
@@ -203,13 +218,13 @@ class AdaKD(Criterion):
     @property
     def _selected_tokens(self) -> int:
         """Positions selected in the whole step; known without looking at a score."""
-        return max(1, sum(map(self._count, self._plan.tokens)))
+        return max(1, sum(map(self._count, self._step_tokens.tokens)))
 
-    def _count(self, positions: int) -> int:
-        return min(positions, max(1, int(self.ratio * positions)))
+    def _count(self, of_positions: int) -> int:
+        return min(of_positions, max(1, int(self.ratio * of_positions)))
 
     def _score(self, student_logits_NV: Tensor, teacher_logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, ...]:
-        tau = self.args.adakd_tau_base
+        tau = self.adakd_tau_base
         return (
             self.difficulty(student_logits_NV, teacher_logits_NV, labels_N),
             self.base.token_loss(student_logits_NV / tau, teacher_logits_NV / tau, labels_N),
@@ -217,13 +232,13 @@ class AdaKD(Criterion):
         )
 
 
-def _gather(values_N: Tensor, rows_of_ranks: tuple[int, ...]) -> tuple[int, Tensor]:
-    """The values of all ranks in rank order, and where this rank's begin."""
-    if len(rows_of_ranks) == 1:
+def _gather(values_N: Tensor, positions_per_rank: tuple[int, ...]) -> tuple[int, Tensor]:
+    """Where this rank's values begin among those of all ranks in rank order, and those."""
+    if len(positions_per_rank) == 1:
         return 0, values_N
-    padded = values_N.new_zeros(max(1, *rows_of_ranks))
+    padded = values_N.new_zeros(max(1, *positions_per_rank))
     padded[: len(values_N)] = values_N
-    of_ranks = [torch.empty_like(padded) for _ in rows_of_ranks]
+    of_ranks = [torch.empty_like(padded) for _ in positions_per_rank]
     dist.all_gather(of_ranks, padded)
-    start = sum(rows_of_ranks[: dist.get_rank()])
-    return start, torch.cat([values[:count] for values, count in zip(of_ranks, rows_of_ranks)])
+    start = sum(positions_per_rank[: dist.get_rank()])
+    return start, torch.cat([values[:count] for values, count in zip(of_ranks, positions_per_rank)])

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from criterions.base import Criterion, expectation, log_probabilities, register
+from flags import option
 
 
 @register("akl", "adaptive_kl")
@@ -13,7 +14,7 @@ class AdaptiveKL(Criterion):
     Tokens sorted by p ascending: the tail is the prefix with cumulative p <= --adaptive-kl-alpha, the head the rest.
     """
 
-    hyper_parameters = ("adaptive_kl_alpha",)
+    adaptive_kl_alpha: float = option(0.5, "akl: teacher mass that counts as the tail.", at_least=0, at_most=1)
 
     def token_loss(self, student_logits_NV, teacher_logits_NV, labels_N=None):
         log_q_NV, log_p_NV = log_probabilities(student_logits_NV, teacher_logits_NV)
@@ -25,7 +26,7 @@ class AdaptiveKL(Criterion):
     def _head_share(self, log_q_NV: Tensor, log_p_NV: Tensor) -> Tensor:
         p_NV, q_NV = log_p_NV.exp(), log_q_NV.exp()
         sorted_p_NV, order_NV = p_NV.sort(-1)
-        is_tail_NV = sorted_p_NV.cumsum(-1) <= self.args.adaptive_kl_alpha
+        is_tail_NV = sorted_p_NV.cumsum(-1) <= self.adaptive_kl_alpha
         gap_NV = (p_NV - q_NV).abs().gather(-1, order_NV)
         tail_N, total_N = (gap_NV * is_tail_NV).sum(-1), gap_NV.sum(-1)
         return torch.where(total_N > 0, 1 - tail_N / total_N.clamp_min(torch.finfo(total_N.dtype).tiny), 0.5)

@@ -1,40 +1,35 @@
 """What an objective is, and the registry that finds one by its name.
 
 An objective is a divergence of teacher and student at one response position. Its file states it as an equation over
-log-probabilities; `fused.py` walks over the rows and takes the gradient.
+log-probabilities; `fused.py` walks over the positions and takes the gradient.
 
 Shapes: N response positions in a chunk, V shared vocabulary.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from dataclasses import Field, dataclass, fields
 
 import torch
 from torch import Tensor
 
 from arguments import KDArguments
-
-if TYPE_CHECKING:
-    from criterions.fused import LossSums, ResponseRows
+from criterions.fused import LossSums, ResponsePositions
 
 # exp(ABSENT) is 0 in fp32 and ABSENT - ABSENT is 0: an entry absent on both sides contributes nothing anywhere.
 ABSENT = -1e4
 WITHOUT_DIRECTION = ("kl", "kld", "kldiv", "kl_div", "kl_divergence")  # names of other programs
-# Fields of KDArguments that choose the objective or how it is computed, not what it is.
+# Fields of KDArguments that choose the objective, or how it is computed.
 NO_HYPER_PARAMETERS = ("criterion", "kd_objective", "loss_chunk_mb", "compile_loss")
 
-_REGISTRY: dict[str, type[Criterion]] = {}
+_REGISTRY: dict[str, type["Criterion"]] = {}
 
 
 @dataclass(frozen=True)
-class StepPlan:
-    """The optimiser step that a micro-batch belongs to, known to every rank without communication.
+class StepTokens:
+    """The response tokens of an optimiser step, known to every rank without communication.
 
-    tokens: response tokens of each micro-step over all ranks.
+    tokens: of each micro-step, over all ranks.
     device: where the step runs.
     """
 
@@ -49,16 +44,27 @@ class StepPlan:
 class Criterion:
     """Base of all objectives. Stateless unless a subclass says otherwise.
 
-    A subclass defines `token_loss`; what varies with training (AdaKD) also overrides `loss` and the step hooks.
+    A subclass defines `token_loss`; what varies with training (AdaKD) also overrides `loss` and the step hooks. An
+    `option` in the class body is a hyper-parameter: a flag, and an attribute of the instance. Its values are literals,
+    since `arguments.py` reads it from the file's text. `__init__` checks what must hold between several.
     """
 
     needs_teacher: bool = True
-    # Fields of KDArguments that the objective reads beside those of the weighted sum. Changed ones are part of the run
-    # folder's name; a flag that no part of the objective declares is reported as having no effect.
-    hyper_parameters: tuple[str, ...] = ()
 
     def __init__(self, args: KDArguments):
         self.args = args
+        for name in self.hyper_parameters:
+            setattr(self, name, getattr(args, name))
+
+    @property
+    def hyper_parameters(self) -> tuple[str, ...]:
+        """The options that the class declares, which are fields of KDArguments.
+
+        Changed ones are part of the run folder's name; a flag that no part of the objective declares is reported as
+        having no effect.
+        """
+        bodies = [vars(base) for base in reversed(type(self).__mro__)]
+        return tuple(name for body in bodies for name, value in body.items() if isinstance(value, Field))
 
     def token_loss(
         self, student_logits_NV: Tensor, teacher_logits_NV: Tensor, labels_N: Tensor | None = None
@@ -69,12 +75,12 @@ class Criterion:
         """
         raise NotImplementedError
 
-    def loss(self, rows: ResponseRows) -> LossSums:
-        """Sum over the rows of (1 - kd_rate) * CE + kd_rate * KD, differentiable, and both sums for the log."""
+    def loss(self, positions: ResponsePositions) -> LossSums:
+        """Sum over the positions of (1 - kd_rate) * CE + kd_rate * KD, differentiable, and both sums for the log."""
         temperature = self.args.kd_temperature
-        scale = temperature**2 if self.args.kd_temperature_scaling == "squared" else 1.0
         kd_rate = self.args.kd_rate if self.needs_teacher else 0.0
-        return rows.walk(self, ce_weight=1 - kd_rate, kd_weight=kd_rate * scale, temperature=temperature)
+        kd_weight = kd_rate * (temperature**2 if self.args.kd_temperature_scaling == "squared" else 1.0)
+        return positions.walk(self.token_loss, 1 - kd_rate, kd_weight, temperature)
 
     def used_arguments(self) -> tuple[str, ...]:
         """Fields of KDArguments that change the loss, in the order in which a run folder's name has them."""
@@ -82,17 +88,17 @@ class Criterion:
         return (*weighted_sum, *self.hyper_parameters)
 
     def folder_names(self, name: str) -> tuple[str, str]:
-        """What the run's parent folder and its own call the objective that `--kd-objective name` has built."""
+        """The objective's name in the run's parent folder and in its own, where `--kd-objective` is `name`."""
         return name, name
 
     def prepare(self, total_steps: int) -> None:
         """Called once, before the first step."""
 
-    def start_step(self, plan: StepPlan) -> None:
+    def start_step(self, step_tokens: StepTokens) -> None:
         """Called before the micro-batches of an optimiser step."""
 
     def end_step(self) -> dict[str, float]:
-        """Called after them, on every rank. Returns what the log should show of the criterion's state."""
+        """Called after them, on every rank. Returns the criterion's share of the log."""
         return {}
 
     def state_dict(self) -> dict:
@@ -116,7 +122,7 @@ def register(*names: str) -> Callable[[type[Criterion]], type[Criterion]]:
 
 
 def unused_arguments(criterion: Criterion, args: KDArguments) -> dict[str, object]:
-    """The flags that were set and that `criterion` does not read, or read with another value (adakd+todi its base)."""
+    """The flags that were set but not read by `criterion`, or overruled by its name (--adakd-base by adakd+todi)."""
     defaults, used = KDArguments(), criterion.used_arguments()
     return {
         field.name: value
@@ -150,16 +156,16 @@ def build_criterion(name: str, args: KDArguments) -> Criterion:
 
 
 def did_you_mean(name: str) -> str:
-    """What an unknown name resembles, as a question; empty if it resembles none."""
+    """The closest known name as a question; empty if none is close."""
     if name.lower() in WITHOUT_DIRECTION:
         return "did you mean fkl or rkl? "
-    known = {other.lower(): other for other in reversed(objective_names())}  # of equal ones the objective's own name
+    known = {other.lower(): other for other in reversed(objective_names())}  # an objective's own name wins
     close = difflib.get_close_matches(name.lower(), known, n=1)
     return f"did you mean {known[close[0]]}? " if close else ""
 
 
 def log_probabilities(student_logits_NV: Tensor, teacher_logits_NV: Tensor) -> tuple[Tensor, Tensor]:
-    """log q, log p. Where either is 0, both become ABSENT, so that the entry adds 0 to any divergence of the two."""
+    """log q, log p. Where p or q is 0, both become ABSENT, so that the entry adds 0 to any divergence."""
     log_q_NV, log_p_NV = student_logits_NV.log_softmax(-1), teacher_logits_NV.log_softmax(-1)
     if not (_may_be_absent(student_logits_NV) or _may_be_absent(teacher_logits_NV)):
         return log_q_NV, log_p_NV
@@ -168,9 +174,9 @@ def log_probabilities(student_logits_NV: Tensor, teacher_logits_NV: Tensor) -> t
 
 
 def _may_be_absent(logits_NV: Tensor) -> bool:
-    """Whether an entry is -inf; heads hardly ever say so, and masking costs a CPU as much as the divergence itself.
+    """Whether an entry is -inf. That is rare, and on a CPU masking costs as much as the divergence itself.
 
-    An accelerator is not asked: the answer would have to wait for it. Compiled code is not either: it masks in passing.
+    An accelerator is not asked, since the host would have to wait for it; compiled code masks at no cost.
     """
     ask = logits_NV.is_cpu and not torch.compiler.is_compiling()
     return not ask or (logits_NV.numel() > 0 and bool(logits_NV.detach().amin().isneginf()))

@@ -47,7 +47,7 @@ class Batch:
     response_positions: indices into the flattened [R, T] whose next token, `labels_N`, is a response token.
     cu_seqlens, longest: of packed examples, where each one begins in the flattened [R, T] and, last, R * T (int32);
     tokens of the longest.
-    rows_of_ranks: N on every rank in this micro-step.
+    positions_per_rank: N on every rank in this micro-step.
     examples: in the order of their response positions.
     """
 
@@ -58,7 +58,7 @@ class Batch:
     attention_mask_RT: Tensor | None = None
     cu_seqlens: Tensor | None = None
     longest: int = 0
-    rows_of_ranks: tuple[int, ...] = (0,)
+    positions_per_rank: tuple[int, ...] = (0,)
     tokens: int = 0
     examples: tuple[Example, ...] = ()
 
@@ -81,7 +81,7 @@ def collate(
     pad_id: int,
     max_length: int,
     layout: Layout,
-    rows_of_ranks: tuple[int, ...] = (0,),
+    positions_per_rank: tuple[int, ...] = (0,),
 ) -> Batch:
     """One batch of all examples; of none, a batch of one pad token that keeps a rank in step with the others.
 
@@ -122,7 +122,7 @@ def collate(
         attention_mask_RT=None if packed else torch.from_numpy(attention_mask),
         cu_seqlens=torch.from_numpy(cu_seqlens) if packed else None,
         longest=int(np.diff(cu_seqlens).max()) if packed else 0,
-        rows_of_ranks=rows_of_ranks,
+        positions_per_rank=positions_per_rank,
         tokens=sum(lengths),
         examples=tuple(examples[i] for row in rows for i in row),
     )

@@ -79,7 +79,7 @@ class LanguageModelHead:
 
 
 class ModelLogits:
-    """The head of a model whose own logits are used: what it is given are logits already."""
+    """The head of a model whose own logits are used: its input, "hidden states" elsewhere, is already logits."""
 
     kind = "whole logits"
 
@@ -114,7 +114,7 @@ class SplitModel:
         self.causal_lm = unwrap_peft(model)
 
     def hidden_states(self, batch: Batch) -> Tensor:
-        """hidden_ND at `batch.response_positions` (logits_NV where the head is `ModelLogits`)."""
+        """What the head takes at `batch.response_positions`: hidden_ND, or logits_NV for `ModelLogits`."""
         if isinstance(self.head, ModelLogits):
             columns_K, positions_N = _needed_columns(batch)
             logits_RKV = run(self.model, batch, logits_to_keep=columns_K).logits

@@ -19,7 +19,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PreTrainedTokenizerBase
 
 from arguments import DataArguments, GenerationArguments, TrainArguments
-from criterions import StepPlan
+from criterions import StepTokens
 from data_utils.batches import Batch, Layout, batches_by_length, collate
 from data_utils.dataset import InstructionDataset, Row
 from data_utils.epoch_plan import EpochPlan, Step, total_steps
@@ -138,15 +138,15 @@ class Trainer:
         """One optimiser step on the next of `batches`. Returns what the criterion logs of it."""
         world_size = dist.get_world_size()
         criterion = self.distiller.criterion
-        plan = StepPlan(tuple(sum(of_ranks) for of_ranks in planned.tokens), self.engine.device)
-        criterion.start_step(plan)
+        step_tokens = StepTokens(tuple(sum(of_ranks) for of_ranks in planned.tokens), self.engine.device)
+        criterion.start_step(step_tokens)
         for micro_step in range(len(planned.examples)):
             batch = next(batches)
             self.engine.set_gradient_accumulation_boundary(micro_step == len(planned.examples) - 1)
             teacher = self.teacher.states(batch) if self.teacher else None
             sums = self.engine(batch=batch, teacher=teacher)
             # The engine averages over ranks; the loss is a sum over all of them, divided once.
-            self.engine.backward(poisoned(sums.loss) * (world_size / plan.total_tokens), scale_wrt_gas=False)
+            self.engine.backward(poisoned(sums.loss) * (world_size / step_tokens.total_tokens), scale_wrt_gas=False)
             self.engine.step()
             self.metrics.add(sums, batch)
         applied = guard.inspect(number, planned, self.metrics.losses())
@@ -165,10 +165,10 @@ class Trainer:
             lambda pair: self._batch(self.data.train, pair[0][rank], pair[1]), micro_steps, self.engine.device
         )
 
-    def _batch(self, data: InstructionDataset, indices: Sequence[int], rows_of_ranks: tuple[int, ...]) -> Batch:
+    def _batch(self, data: InstructionDataset, indices: Sequence[int], positions_per_rank: tuple[int, ...]) -> Batch:
         examples = [data[i] for i in indices]
         pad_id, length = self.tokenizer.pad_token_id, self.data_args.max_length
-        batch = collate(examples, pad_id, length, self.data.layout, rows_of_ranks)
+        batch = collate(examples, pad_id, length, self.data.layout, positions_per_rank)
         return batch.to(self.engine.device)
 
     def _log(self, step: int, epoch: int, lr: float, extras: dict[str, float]) -> None:

@@ -47,9 +47,9 @@ TABLE: dict[str, tuple[list[str], list[str]]] = {
         ["--kd-objective tody: unknown objective; did you mean todi?"],
     ),
     "unknown flag": (["--kd-objektive", "todi"], ["--kd-objektive: unknown flag; did you mean --kd-objective?"]),
-    "out of range": (["--kd-rate", "1.5"], ["--kd-rate 1.5: pass a number from 0 to 1"]),
+    "out of range": (["--kd-rate", "1.5"], ["--kd-rate 1.5: pass a number of at least 0 and at most 1"]),
     "not a number": (["--lr", "nan"], ["--lr nan: pass a number above 0"]),
-    "infinite": (["--weight-decay", "inf"], ["--weight-decay inf: pass 0 or more"]),
+    "infinite": (["--weight-decay", "inf"], ["--weight-decay inf: pass a finite number"]),
     "more tokens than positions": (
         ["--max-length", "600", "--eval-gen"],
         ["--max-length 600: ", "512 positions; lower"],

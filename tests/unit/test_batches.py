@@ -162,21 +162,21 @@ def test_an_example_without_a_response_adds_no_loss():
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_an_empty_batch_keeps_the_rank_in_step(layout):
-    batch = collate([], PAD, 16, layout, rows_of_ranks=(4, 0))
+    batch = collate([], PAD, 16, layout, positions_per_rank=(4, 0))
     assert batch.input_ids_RT.tolist() == [[PAD]]
     assert batch.response_positions.tolist() == batch.labels_N.tolist() == []
     assert batch.response_positions.dtype == batch.labels_N.dtype == torch.int64
-    assert (batch.tokens, batch.rows_of_ranks) == (0, (4, 0))
+    assert (batch.tokens, batch.positions_per_rank) == (0, (4, 0))
     assert batch.attention_mask_RT.tolist() == [[1]] if layout == "padded" else batch.position_ids_RT is not None
 
 
 def test_batches_move_whole():
-    batch = collate([Example([5], [6])], PAD, 16, "packed", rows_of_ranks=(1,))
+    batch = collate([Example([5], [6])], PAD, 16, "packed", positions_per_rank=(1,))
     with Rehearsal() as rehearsal:
         moved = batch.to(DEVICE)
     for name in ("input_ids_RT", "labels_N", "response_positions", "position_ids_RT", "cu_seqlens"):
         assert getattr(moved, name).device == DEVICE, name
-    assert moved.attention_mask_RT is None and (moved.tokens, moved.longest, moved.rows_of_ranks) == (2, 2, (1,))
+    assert moved.attention_mask_RT is None and (moved.tokens, moved.longest, moved.positions_per_rank) == (2, 2, (1,))
     assert not rehearsal.waits
 
 

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from arguments import KDArguments, ModelArguments, parse_evaluate_arguments, parse_train_arguments
-from criterions import build_criterion, objective_names, unused_arguments
+from arguments import ModelArguments, parse_evaluate_arguments, parse_train_arguments
+from criterions import build_criterion, unused_arguments
 from evaluation.defaults import fill_in
 from models import folders
 from models.folders import ROOT, find_checkpoint
@@ -158,25 +158,6 @@ def test_names_of_models_come_from_their_run_or_their_folder(tmp_path):
 
 
 # ---- hyper-parameters and objectives ---------------------------------------------------------------------------------
-
-
-class Recorded:
-    """KDArguments that remember what is read."""
-
-    def __init__(self, args):
-        self.args, self.read = args, set()
-
-    def __getattr__(self, name):
-        self.read.add(name)
-        return getattr(self.args, name)
-
-
-@pytest.mark.parametrize("name", sorted(set(objective_names()) - {"adakd"}))
-def test_objectives_declare_the_hyper_parameters_that_they_read(name):
-    criterion = build_criterion(name, KDArguments())
-    criterion.args = Recorded(criterion.args)
-    criterion.token_loss(torch.randn(3, 7), torch.randn(3, 7), torch.tensor([0, 1, 2]))
-    assert criterion.args.read == set(criterion.hyper_parameters)
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,9 @@ from transformers import (
 )
 
 from arguments import KDArguments
-from criterions import Criterion, StepPlan, build_criterion
+from criterions import Criterion, StepTokens, build_criterion
 from criterions import fused as fused_loss
-from criterions.fused import ResponseRows
+from criterions.fused import ResponsePositions
 from data_utils.batches import Example, collate
 from distiller import Distiller
 from models.heads import LanguageModelHead, ModelLogits, SplitModel, unwrap_peft
@@ -35,7 +35,7 @@ from tiny import llama
 
 STUDENT_VOCAB, TEACHER_VOCAB, SHARED = 61, 67, 59
 MAX_LENGTH = 24
-ALL_ROWS = 10**6
+EVERYTHING = 10**6
 OBJECTIVES = list(NAIVE)
 
 
@@ -152,21 +152,21 @@ def dense(head, objective, kd_rate=0.3, temperature=1.0, squared=False, vocabula
     return loss.detach(), sums.ce_sum.detach(), sums.kd_sum.detach(), gradients(student(head))
 
 
-def distiller_of(model, objective, rows_per_chunk, **arguments):
+def distiller_of(model, objective, chunk_size, **arguments):
     args = KDArguments(**arguments)
     distiller = Distiller(model, build_criterion(objective, args), loss_chunk_mb=1, compile_loss=args.compile_loss)
-    distiller.chunk_bytes = rows_per_chunk * 4 * model.head.vocabulary_size
+    distiller.chunk_bytes = chunk_size * 4 * model.head.vocabulary_size
     return distiller.train()
 
 
 def batch_of(some, layout="packed"):
-    return collate(some, 0, MAX_LENGTH, layout, rows_of_ranks=(tokens_of(some),))
+    return collate(some, 0, MAX_LENGTH, layout, positions_per_rank=(tokens_of(some),))
 
 
-def fused(model, objective, rows_per_chunk, layout="packed", source=None, **arguments):
-    distiller = distiller_of(model, objective, rows_per_chunk, **arguments)
+def fused(model, objective, chunk_size, layout="packed", source=None, **arguments):
+    distiller = distiller_of(model, objective, chunk_size, **arguments)
     batch = batch_of(EXAMPLES, layout)
-    distiller.criterion.start_step(StepPlan(tokens=(tokens_of(EXAMPLES),)))
+    distiller.criterion.start_step(StepTokens(tokens=(tokens_of(EXAMPLES),)))
     source = source or live_teacher(model.head.vocabulary_size)
     sums = distiller(batch, source.states(batch) if distiller.criterion.needs_teacher else None)
     sums.loss.backward()
@@ -192,25 +192,28 @@ def assert_same(actual, expected):
 
 
 @pytest.fixture(autouse=True)
-def blocks_of_three_rows(monkeypatch):
+def blocks_of_three_positions(monkeypatch):
     monkeypatch.setattr("criterions.fused.CPU_BLOCK_BYTES", 3 * 4 * SHARED)
 
 
 # Every objective, every head
 
 
-@pytest.mark.parametrize("rows_per_chunk", [1, 7, ALL_ROWS])
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("head", HEADS)
-def test_chunked_and_packed_equals_dense_and_padded(head, objective, rows_per_chunk):
+EVERY_HEAD = [(head, "todi") for head in HEADS]
+EVERY_OBJECTIVE = [("bias", objective) for objective in OBJECTIVES if objective != "todi"]
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, EVERYTHING])
+@pytest.mark.parametrize("head, objective", EVERY_HEAD + EVERY_OBJECTIVE)
+def test_chunked_and_packed_equals_dense_and_padded(head, objective, chunk_size):
     model = split_student(head)
     assert type(model.head) is LanguageModelHead
-    assert_same(fused(model, objective, rows_per_chunk, kd_rate=0.3), dense(head, objective))
+    assert_same(fused(model, objective, chunk_size, kd_rate=0.3), dense(head, objective))
 
 
-@pytest.mark.parametrize("objective, head", [("todi", "tied"), ("adakd", "softcap"), ("cross_entropy", "untied")])
+@pytest.mark.parametrize("objective, head", [("todi", "tied"), ("adakd", "softcap")])
 def test_compiled_equals_dense(objective, head, monkeypatch):
-    """Blocks of three rows, and what is left at the end of a chunk, which is not compiled."""
+    """Blocks of three positions, and what is left at the end of a chunk, which is not compiled."""
     try:
         fused_loss.check_compiler("cpu")
     except ValueError as error:
@@ -218,7 +221,9 @@ def test_compiled_equals_dense(objective, head, monkeypatch):
     torch.compiler.reset()
     fused_loss._compiled_loss.cache_clear()
     compiled, calls = fused_loss._compiled_loss(), []
-    monkeypatch.setattr(fused_loss, "_compiled_loss", lambda: lambda *args: calls.append(0) or compiled(*args))
+    monkeypatch.setattr(
+        fused_loss, "_compiled_loss", lambda: lambda *args, **settings: calls.append(0) or compiled(*args, **settings)
+    )
     compiled_sums = fused(split_student(head), objective, 7, compile_loss=True, kd_rate=0.3)
     assert_same(compiled_sums, fused(split_student(head), objective, 7, kd_rate=0.3))
     assert len(calls) >= 4 and torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
@@ -240,42 +245,29 @@ def test_the_gradient_of_tied_inputs_is_no_second_dense_tensor():
     assert fused(model, "todi", 7)[3]["model.embed_tokens.weight"].layout is torch.strided
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_padded_batches_give_the_same(head):
-    assert_same(fused(split_student(head), "todi", 5, layout="padded", kd_rate=0.3), dense(head, "todi"))
-
-
-@pytest.mark.parametrize("scaling", ["none", "squared"])
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
-@pytest.mark.parametrize("kd_rate", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("objective", ["cross_entropy", "fkl", "todi"])
+@pytest.mark.parametrize(
+    "kd_rate, temperature, scaling", [(0.0, 1.0, "none"), (1.0, 2.0, "none"), (0.3, 2.0, "squared")]
+)
+@pytest.mark.parametrize("objective", ["cross_entropy", "todi"])
 def test_rates_and_temperatures(objective, kd_rate, temperature, scaling):
-    *sums, actual_gradients = fused(
-        split_student("tied"),
-        objective,
-        rows_per_chunk=7,
-        kd_rate=kd_rate,
-        kd_temperature=temperature,
-        kd_temperature_scaling=scaling,
-    )
-    loss, ce, kd, expected_gradients = dense("tied", objective, kd_rate, temperature, scaling == "squared")
+    arguments = {"kd_rate": kd_rate, "kd_temperature": temperature, "kd_temperature_scaling": scaling}
+    actual = fused(split_student("tied"), objective, 7, **arguments)
+    loss, ce, kd, gradients = dense("tied", objective, kd_rate, temperature, scaling == "squared")
     if kd_rate == 0:  # then the teacher is not asked
         kd = torch.zeros_like(kd)
-    assert_same((*sums, actual_gradients), (loss, ce, kd, expected_gradients))
+    assert_same(actual, (loss, ce, kd, gradients))
 
 
-@pytest.mark.parametrize("objective", ["todi", "akl", "abkd"])
-def test_fp32_gradients(objective):
+def test_fp32_gradients():
     """The dtype of real runs: chunked fp32 is as near to dense fp64 as rounding lets it be."""
     model = llama(STUDENT_VOCAB, hidden=16, layers=1, tied=False, seed=1)
-    *sums, found = fused(split(model, SHARED), objective, 7, kd_rate=0.3)
-    loss, _, _, expected = dense("untied", objective)
+    *sums, found = fused(split(model, SHARED), "todi", 7, kd_rate=0.3)
+    loss, _, _, expected = dense("untied", "todi")
     assert sums[0].dtype == torch.float32
     torch.testing.assert_close(sums[0], loss.float(), rtol=1e-5, atol=0)
     for name, gradient in found.items():
-        torch.testing.assert_close(
-            gradient, expected[name].float(), rtol=1e-3, atol=1e-5 * expected[name].abs().max().item()
-        )
+        atol = 1e-5 * expected[name].abs().max().item()
+        torch.testing.assert_close(gradient, expected[name].float(), rtol=1e-3, atol=atol)
 
 
 def test_bf16_gradients():
@@ -302,13 +294,14 @@ class Steep(Criterion):
 
 
 def steep_gradients(dtype, slope, kd_scale_N):
-    """Of hidden states, weight and bias, in the unit of `slope`, five rows at a time; the same numbers in any dtype."""
+    """Of hidden states, weight and bias, in units of `slope`, five positions at a time; equal numbers in any dtype."""
     torch.manual_seed(0)
     linear, hidden_ND = torch.nn.Linear(16, SHARED).half().to(dtype), torch.randn(12, 16).half().to(dtype)
     head, criterion = LanguageModelHead(linear, SHARED), Steep(KDArguments())
     criterion.slope = slope
-    rows = ResponseRows(hidden_ND.requires_grad_(), head, torch.arange(12), 5 * 4 * SHARED, hidden_ND.detach(), head)
-    sums = rows.walk(criterion, ce_weight=0.0, kd_weight=1.0, kd_scale=kd_scale_N)
+    hidden_ND.requires_grad_()
+    positions = ResponsePositions(hidden_ND, head, torch.arange(12), 5 * 4 * SHARED, hidden_ND.detach(), head)
+    sums = positions.walk(criterion.token_loss, ce_weight=0.0, kd_weight=1.0, kd_scale_N=kd_scale_N)
     (sums.loss / (slope * kd_scale_N.max())).backward()
     return hidden_ND.grad, linear.weight.grad, linear.bias.grad
 
@@ -331,9 +324,10 @@ def test_an_fp16_gradient_that_is_not_finite_stays_so():
         assert not any(gradient.isfinite().all() for gradient in steep_gradients(torch.float16, slope, torch.ones(12)))
 
 
-@pytest.mark.parametrize("vocabulary", [SHARED, STUDENT_VOCAB], ids=["sliced", "whole"])
-@pytest.mark.parametrize("layout", ["packed", "padded"])
-@pytest.mark.parametrize("head", ["tied", "lora", "softcap"])
+@pytest.mark.parametrize(
+    "head, layout, vocabulary",
+    [("tied", "packed", SHARED), ("softcap", "padded", SHARED), ("lora", "packed", STUDENT_VOCAB)],
+)
 def test_the_models_own_logits_give_the_same(head, layout, vocabulary):
     model = SplitModel(student(head), ModelLogits(vocabulary))
     source = LiveTeacher(SplitModel(teacher(), ModelLogits(vocabulary)))
@@ -383,14 +377,6 @@ def test_a_loss_scale_reaches_the_gradients():
     assert_same((*sums, gradients(distiller.student)), (*sums, scaled))
 
 
-def test_gradients_add_up_over_micro_batches():
-    distiller = distiller_of(split_student("tied"), "todi", 3, kd_rate=0.3)
-    for some in (EXAMPLES[:2], EXAMPLES[2:5], EXAMPLES[5:]):
-        loss_of(distiller, some).backward()
-    *sums, expected = dense("tied", "todi")
-    assert_same((*sums, gradients(distiller.student)), (*sums, expected))
-
-
 def test_a_second_backward_is_refused():
     distiller = distiller_of(split_student("tied"), "todi", 7)
     loss = loss_of(distiller)
@@ -400,31 +386,24 @@ def test_a_second_backward_is_refused():
     distiller.student.zero_grad()
 
 
-def test_evaluation_is_the_nll_whatever_the_objective():
+def test_evaluation_is_the_nll_whatever_the_objective(monkeypatch):
     distiller = distiller_of(split_student("tied"), "todi", 7, kd_rate=1.0).eval()
+    _, ce, _, _ = dense("tied", "todi")
+    monkeypatch.setattr(torch.autograd, "grad", lambda *_: pytest.fail("a gradient was computed under no_grad"))
     with torch.no_grad():
         sums = distiller(batch_of(EXAMPLES))
-    _, ce, _, _ = dense("tied", "todi")
     torch.testing.assert_close(sums.loss, ce)
     torch.testing.assert_close(sums.ce, ce)
     assert sums.kd == 0 and not sums.loss.requires_grad
 
 
-def test_evaluation_computes_no_gradient(monkeypatch):
-    distiller = distiller_of(split_student("tied"), "todi", 7).eval()
-    monkeypatch.setattr(torch.autograd, "grad", lambda *_: pytest.fail("a gradient was computed under no_grad"))
-    with torch.no_grad():
-        distiller(batch_of(EXAMPLES))
-
-
 @pytest.mark.parametrize("some", [[], examples((5, 0), (3, 0))], ids=["no example", "no response"])
-@pytest.mark.parametrize("kd_rate", [0.5, 1.0])
 @pytest.mark.parametrize("head", ["bias", "own logits"])
-@pytest.mark.parametrize("objective", [*OBJECTIVES, "adakd+todi"])
+@pytest.mark.parametrize("objective, kd_rate", [("cross_entropy", 0.5), ("todi", 0.5), ("todi", 1.0), ("adakd", 1.0)])
 def test_no_response_tokens_give_a_zero_with_a_graph(objective, head, kd_rate, some):
     model = split_student("bias") if head == "bias" else SplitModel(student("bias"), ModelLogits(STUDENT_VOCAB))
     distiller = distiller_of(model, objective, 7, kd_rate=kd_rate)
-    distiller.criterion.start_step(StepPlan(tokens=(0,)))
+    distiller.criterion.start_step(StepTokens(tokens=(0,)))
     batch = batch_of(some)
     sums = distiller(batch, live_teacher(model.head.vocabulary_size).states(batch))
     assert [value.item() for value in sums] == [0.0] * 3
@@ -438,7 +417,7 @@ def test_no_response_tokens_give_a_zero_with_a_graph(objective, head, kd_rate, s
 
 
 class VocabularyBlocks(TorchDispatchMode):
-    """Watches tensors [rows, vocabulary]: the most rows of one, and the most bytes of all that live at once.
+    """Watches tensors [positions, vocabulary]: the most positions of one, and the most bytes alive at once.
 
     `like_head`: shapes of tensors as large as the head that are not the head itself.
     """
@@ -447,7 +426,7 @@ class VocabularyBlocks(TorchDispatchMode):
         super().__init__()
         self.sizes = sizes
         self.own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-        self.most_rows, self.most_bytes = 0, 0
+        self.most_positions, self.most_bytes = 0, 0
         self.like_head = set()
         self.living = {}
 
@@ -465,19 +444,19 @@ class VocabularyBlocks(TorchDispatchMode):
         if tensor.shape[0] in self.sizes and tensor.shape[1] == 16:
             self.like_head.add(tuple(tensor.shape))
         if tensor.shape[-1] in self.sizes:
-            self.most_rows = max(self.most_rows, tensor.numel() // tensor.shape[-1])
+            self.most_positions = max(self.most_positions, tensor.numel() // tensor.shape[-1])
             self.living[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
         self.living = {key: entry for key, entry in self.living.items() if not entry[0].expired()}
         self.most_bytes = max(self.most_bytes, sum(size for _, size in self.living.values()))
 
 
 def blocks_of(objective, some, lora):
-    """What a loss on large vocabularies creates, four rows at a time."""
+    """What a loss on large vocabularies creates, four positions at a time."""
     model = llama(509, hidden=16, layers=1, tied=False, seed=0)
     model = with_lora(model, target_modules=["q_proj"]) if lora else model
     big_teacher = llama(521, hidden=24, layers=1, tied=False, seed=0)
     distiller = distiller_of(split(model, 503), objective, 4, kd_rate=0.5)
-    distiller.criterion.start_step(StepPlan(tokens=(tokens_of(some),)))
+    distiller.criterion.start_step(StepTokens(tokens=(tokens_of(some),)))
     source = LiveTeacher(split(big_teacher, 503))
     batch = batch_of(some)
     watch = VocabularyBlocks(model, sizes={503, 509, 521})
@@ -487,10 +466,10 @@ def blocks_of(objective, some, lora):
     return watch
 
 
-@pytest.mark.parametrize("objective", [*OBJECTIVES, "adakd+todi"])
+@pytest.mark.parametrize("objective", ["todi", "abkd", "adakd+todi"])
 def test_memory_does_not_grow_with_the_number_of_positions(objective):
     few, many = (blocks_of(objective, examples((4, 16), *[(4, 12)] * more), lora=True) for more in (0, 8))
-    assert few.most_rows == many.most_rows == 4
+    assert few.most_positions == many.most_positions == 4
     assert many.most_bytes <= few.most_bytes
     assert many.most_bytes <= 40 * 4 * 503 * 4  # some tens of fp32 blocks
 
@@ -501,19 +480,13 @@ def test_a_frozen_head_has_no_gradient_of_its_size():
     assert blocks_of("todi", some, lora=False).like_head == {(503, 16), (509, 16)}
 
 
-@pytest.mark.parametrize("positions, rows", [(0, 3), (1, 3), (3, 3), (10, 3), (10, 1), (10, 100)])
-def test_chunks_cover_every_position_once(positions, rows):
+@pytest.mark.parametrize("count, chunk_size", [(0, 3), (3, 3), (10, 3), (10, 1), (10, 100), (3, 0.1)])
+def test_chunks_cover_every_position_once(count, chunk_size):
     head = LanguageModelHead(torch.nn.Linear(2, 11), 11)
-    response_rows = ResponseRows(torch.zeros(positions, 2), head, torch.zeros(positions), chunk_bytes=rows * 44)
-    chunks = [range(positions)[chunk] for chunk in response_rows.chunks(positions)]
-    assert [position for chunk in chunks for position in chunk] == list(range(positions))
-    assert len(chunks) == max(1, -(-positions // rows))
-    assert list(response_rows.chunks(0)) == [slice(0, 0)]
-
-
-def test_a_chunk_has_one_row_at_least():
-    rows = ResponseRows(torch.zeros(3, 2), LanguageModelHead(torch.nn.Linear(2, 11), 11), torch.zeros(3), chunk_bytes=1)
-    assert list(rows.chunks(3)) == [slice(0, 1), slice(1, 2), slice(2, 3)]
+    positions = ResponsePositions(torch.zeros(count, 2), head, torch.zeros(count), chunk_bytes=int(chunk_size * 44))
+    chunks = [range(count)[chunk] for chunk in positions.chunks(count)]
+    assert [position for chunk in chunks for position in chunk] == list(range(count))
+    assert len(chunks) == max(1, -(-count // max(1, chunk_size)))
 
 
 # AdaKD
@@ -546,11 +519,11 @@ def dense_adakd(head, micro_batches, kd_rate, ratio, base, latf="fixed", tau_bas
     return *sums, gradients(student(head)), selected_mean.item(), all_kd.item() / tokens
 
 
-def fused_adakd(head, micro_batches, rows_per_chunk, layout, **arguments):
-    distiller = distiller_of(split_student(head), "adakd", rows_per_chunk, **arguments)
+def fused_adakd(head, micro_batches, chunk_size, layout, **arguments):
+    distiller = distiller_of(split_student(head), "adakd", chunk_size, **arguments)
     criterion = distiller.criterion
     criterion.prepare(total_steps=100)
-    criterion.start_step(StepPlan(tokens=tuple(map(tokens_of, micro_batches))))
+    criterion.start_step(StepTokens(tokens=tuple(map(tokens_of, micro_batches))))
     totals = torch.zeros(3, dtype=torch.float64)
     for some in micro_batches:
         batch = batch_of(some, layout)
@@ -560,24 +533,22 @@ def fused_adakd(head, micro_batches, rows_per_chunk, layout, **arguments):
     return *totals, gradients(distiller.student), criterion.end_step()
 
 
-def compare_adakd(head="untied", micro_batches=(EXAMPLES,), rows_per_chunk=7, layout="packed", kd_rate=0.4, **switches):
+def compare_adakd(head="untied", micro_batches=(EXAMPLES,), chunk_size=7, layout="packed", kd_rate=0.4, **switches):
     """Fused against dense; flags without their prefix. The step starts at `ratio`, so adaptive is as fixed."""
     switches = {"ratio": 0.5, "base": "rkl", "latf": "fixed"} | switches
     *expected, selected_mean, all_mean = dense_adakd(head, micro_batches, kd_rate, **switches)
     flags = {f"adakd_{name}": value for name, value in switches.items()}
-    *actual, log = fused_adakd(head, micro_batches, rows_per_chunk, layout, kd_rate=kd_rate, **flags)
+    *actual, log = fused_adakd(head, micro_batches, chunk_size, layout, kd_rate=kd_rate, **flags)
     assert_same(actual, expected)
     assert log["adakd_selected_loss"] == pytest.approx(selected_mean, rel=1e-5)
     assert log["adakd_all_token_loss"] == pytest.approx(all_mean, rel=1e-5)
     return log
 
 
-@pytest.mark.parametrize("rows_per_chunk", [1, 7, ALL_ROWS])
-@pytest.mark.parametrize("kd_rate", [1.0, 0.4])
-@pytest.mark.parametrize("base", ["rkl", "todi"])
+@pytest.mark.parametrize("chunk_size, kd_rate", [(1, 1.0), (7, 0.4), (EVERYTHING, 0.4)])
 @pytest.mark.parametrize("head", ["untied", "lora", "bias", "softcap"])
-def test_adakd_equals_dense(head, base, kd_rate, rows_per_chunk):
-    compare_adakd(head, base=base, kd_rate=kd_rate, rows_per_chunk=rows_per_chunk)
+def test_adakd_equals_dense(head, kd_rate, chunk_size):
+    compare_adakd(head, kd_rate=kd_rate, chunk_size=chunk_size)
 
 
 SWITCHES = [{"latf": latf} for latf in ("adaptive", "fixed", "off")]
@@ -586,51 +557,21 @@ SWITCHES += [{"idts": "off", "latf": "off"}, {"ratio": 0.01}, {"ratio": 1.0}, {"
 SWITCHES += [{"difficulty": difficulty} for difficulty in ("hellinger", "fkl", "rkl", "js", "cross_entropy")]
 
 
-@pytest.mark.parametrize("kd_rate", [1.0, 0.4])
 @pytest.mark.parametrize("switches", SWITCHES, ids=str)
-def test_adakd_ablations_equal_dense(switches, kd_rate):
-    compare_adakd("tied", base="todi", kd_rate=kd_rate, **switches)
+def test_adakd_ablations_equal_dense(switches):
+    compare_adakd("tied", base="todi", **switches)
 
 
-@pytest.mark.parametrize("base", [name for name in OBJECTIVES if name not in ("rkl", "todi")])
+@pytest.mark.parametrize("base", [name for name in OBJECTIVES if name != "rkl"])
 def test_adakd_around_every_objective(base):
     compare_adakd(base=base)
 
 
-@pytest.mark.parametrize("layout", ["packed", "padded"])
-@pytest.mark.parametrize("kd_rate", [1.0, 0.4])
+@pytest.mark.parametrize("kd_rate, layout", [(1.0, "packed"), (0.4, "padded")])
 def test_adakd_over_micro_batches(kd_rate, layout):
     """The positions are ranked in each micro-step, and the mean is over all that the optimiser step selected."""
     # 7 of 24 and 3 of 13, not 11 of 37.
     compare_adakd(micro_batches=(EXAMPLES, MORE_EXAMPLES), kd_rate=kd_rate, layout=layout, ratio=0.3)
-
-
-def test_adakd_ranks_the_positions_of_all_ranks(monkeypatch):
-    """Two ranks in turn: the first round collects what each would send, the second one trains with it."""
-    of_ranks = (MORE_EXAMPLES, EXAMPLES)
-    counts = tuple(map(tokens_of, of_ranks))
-    switches = {"adakd_ratio": 0.5, "adakd_latf": "fixed"}
-    distiller = distiller_of(split_student("untied"), "adakd", 7, kd_rate=0.4, **switches)
-    distiller.criterion.start_step(StepPlan(tokens=(sum(counts),)))
-    sent = {}
-
-    def forward(rank):
-        def all_gather(outputs, scores):
-            sent[rank] = scores.clone()
-            for of_rank, output in enumerate(outputs):
-                output.copy_(sent.get(of_rank, scores))
-
-        monkeypatch.setattr(torch.distributed, "all_gather", all_gather)
-        monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
-        batch = collate(of_ranks[rank], 0, MAX_LENGTH, layout="packed", rows_of_ranks=counts)
-        return distiller(batch, live_teacher().states(batch))
-
-    forward(0), forward(1)
-    both = [forward(0), forward(1)]
-    sum(sums.loss for sums in both).backward()
-    actual = [*(sum(values).detach() for values in zip(*both)), gradients(distiller.student)]
-    *expected, _, _ = dense_adakd("untied", [[*MORE_EXAMPLES, *EXAMPLES]], kd_rate=0.4, ratio=0.5, base="rkl")
-    assert_same(actual, expected)
 
 
 def test_adakd_logs_the_temperatures_of_the_selected():

@@ -13,7 +13,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import criterions
 from arguments import KDArguments
 from criterions import build_criterion, objective_names
 from criterions.adakd import AdaKD
@@ -21,8 +20,7 @@ from criterions.base import Criterion, log_mixture, register
 from criterions.todi import ToDi
 from reference.objectives import NAIVE
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden/objectives.json"
-CASES, ADAKD_RUNS = range(3), range(20)
+CASES = json.loads((Path(__file__).resolve().parents[1] / "golden/objectives.json").read_text())["cases"]
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-6, "check_dtype": False}
 
 ALIASES = {
@@ -64,11 +62,6 @@ every_divergence = pytest.mark.parametrize(
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def golden():
-    return json.loads(GOLDEN.read_text())["cases"]
-
-
 def build(name, **hyper):
     return build_criterion(name, KDArguments(**hyper))
 
@@ -99,10 +92,9 @@ def assert_matches_twin(name, hyper, student_NV, teacher_NV, labels_N, **toleran
 # Golden values
 
 
-@pytest.mark.parametrize("index", CASES)
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_golden_values_and_gradients(golden, name, index):
-    case = golden[index]
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", CASES[0]["objectives"])
+def test_golden_values_and_gradients(name, case):
     expected = case["objectives"][name]
     temperature = 1.0 if name == "cross_entropy" else case["temperature"]
     hyper = {"ab_alpha": expected["alpha"], "ab_beta": expected["beta"]} if name == "abkd" else {}
@@ -115,40 +107,31 @@ def test_golden_values_and_gradients(golden, name, index):
     torch.testing.assert_close(gradient_NV, torch.tensor(expected["grad_student_logits"]), **TOLERANCE)
 
 
-@pytest.mark.parametrize("run_index", ADAKD_RUNS)
-@pytest.mark.parametrize("index", CASES)
-def test_golden_adakd(golden, index, run_index):
-    case = golden[index]
-    run, tau_base = case["adakd"]["runs"][run_index], case["adakd"]["tau_base"]
+@pytest.mark.parametrize("case", CASES)
+def test_golden_adakd(case):
+    tau_base = case["adakd"]["tau_base"]
     student_NV, teacher_NV = torch.tensor(case["student_logits"]), torch.tensor(case["teacher_logits"])
-    switches = {"adakd_tau_base": tau_base, "adakd_c": run["c"], "adakd_ratio": run["ratio"], "adakd_latf": "fixed"}
-    criterion = build("adakd", adakd_base=run["base"], **switches)
-
-    difficulty_N = criterion.difficulty(student_NV, teacher_NV)
-    torch.testing.assert_close(difficulty_N, torch.tensor(case["adakd"]["hellinger"]), **TOLERANCE)
-    plan = criterion.plan(difficulty_N)
-    assert plan.selected_N.nonzero().flatten().tolist() == run["selected"]
-    expected_tau = run["temperature"] or {str(row): tau_base for row in run["selected"]}
-    actual_tau = {str(row): plan.temperature_N[row].item() for row in run["selected"]}
-    assert actual_tau == pytest.approx(expected_tau, rel=1e-5)
-    tau_N1 = plan.temperature_N[:, None]
-    loss_N = plan.temperature_N**2 * criterion.base.token_loss(student_NV / tau_N1, teacher_NV / tau_N1)
-    assert loss_N[plan.selected_N].mean().item() == pytest.approx(run["mean_loss"], rel=1e-5, abs=1e-6)
-
-
-def test_every_golden_value_is_checked(golden):
-    assert len(golden) == len(CASES)
-    assert all(set(case["objectives"]) == set(OBJECTIVES) for case in golden)
-    assert all(len(case["adakd"]["runs"]) == len(ADAKD_RUNS) for case in golden)
+    for run in case["adakd"]["runs"]:
+        switches = {"adakd_tau_base": tau_base, "adakd_c": run["c"], "adakd_ratio": run["ratio"]}
+        criterion = build("adakd", adakd_base=run["base"], adakd_latf="fixed", **switches)
+        difficulty_N = criterion.difficulty(student_NV, teacher_NV)
+        torch.testing.assert_close(difficulty_N, torch.tensor(case["adakd"]["hellinger"]), **TOLERANCE)
+        plan = criterion.plan(difficulty_N)
+        assert plan.selected_N.nonzero().flatten().tolist() == run["selected"]
+        expected_tau = run["temperature"] or {str(position): tau_base for position in run["selected"]}
+        actual_tau = {str(position): plan.temperature_N[position].item() for position in run["selected"]}
+        assert actual_tau == pytest.approx(expected_tau, rel=1e-5)
+        tau_N1 = plan.temperature_N[:, None]
+        loss_N = plan.temperature_N**2 * criterion.base.token_loss(student_NV / tau_N1, teacher_NV / tau_N1)
+        assert loss_N[plan.selected_N].mean().item() == pytest.approx(run["mean_loss"], rel=1e-5, abs=1e-6)
 
 
 # The naive twins and finite differences
 
 
-@pytest.mark.parametrize("scale", [0.1, 2.0, 6.0])
 @every_variant
-def test_equals_the_naive_twin(name, hyper, scale):
-    assert_matches_twin(name, hyper, *random_logits(scale=scale), rtol=1e-9, atol=1e-11)
+def test_equals_the_naive_twin(name, hyper):
+    assert_matches_twin(name, hyper, *random_logits(), rtol=1e-9, atol=1e-11)
 
 
 @settings(deadline=None, max_examples=25)
@@ -168,19 +151,6 @@ def test_fp32_stays_near_fp64(name):
     torch.testing.assert_close(gradient_NV, exact_NV, rtol=1e-4, atol=1e-6, check_dtype=False)
 
 
-# todi and akl weigh by a detached function of the student: their gradient is not that of their value.
-WITHOUT_WEIGHTS = [i for i, (name, _) in enumerate(VARIANTS) if name not in ("todi", "akl")]
-
-
-@pytest.mark.parametrize("name, hyper", [VARIANTS[i] for i in WITHOUT_WEIGHTS], ids=[IDS[i] for i in WITHOUT_WEIGHTS])
-def test_gradient_is_that_of_the_value(name, hyper):
-    student_NV, teacher_NV, labels_N = random_logits(rows=3, vocab=6, scale=1.5)
-    criterion = build(name, **hyper)
-    assert torch.autograd.gradcheck(
-        lambda leaf_NV: criterion.token_loss(leaf_NV, teacher_NV, labels_N), student_NV.requires_grad_()
-    )
-
-
 @pytest.mark.parametrize("name", ["todi", "akl"])
 def test_weights_are_detached(name):
     """With the weights' own gradient the result would be another one: finite differences see it."""
@@ -193,37 +163,10 @@ def test_weights_are_detached(name):
     assert abs(change / 2e-6 - 2 * gradient_NV[0, 0]) > 1e-3  # the row's weight is 0.5
 
 
-@pytest.mark.parametrize(
-    "limit, near",
-    [((0, 0.7), (1e-6, 0.7)), ((0.4, 0), (0.4, 1e-6)), ((0.4, -0.4), (0.4, -0.4 + 1e-6)), ((0, 0), (1e-5, 1e-5))],
-)
-def test_abkd_limits_continue_the_general_formula(limit, near):
-    logits = random_logits()
-    of_limit, of_near = (build("abkd", ab_alpha=a, ab_beta=b).token_loss for a, b in (limit, near))
-    for at_limit, close_by in zip(value_and_gradient(of_limit, *logits), value_and_gradient(of_near, *logits)):
-        torch.testing.assert_close(close_by, at_limit, rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize(
-    "name, hyper, same_as",
-    [
-        ("abkd", {"ab_alpha": 1, "ab_beta": 0}, "fkl"),
-        ("abkd", {"ab_alpha": 0, "ab_beta": 1}, "rkl"),
-        ("sfkl", {"skew_lambda": 0.0}, "fkl"),
-        ("srkl", {"skew_lambda": 0.0}, "rkl"),
-    ],
-)
-def test_special_cases(name, hyper, same_as):
-    special = value_and_gradient(build(name, **hyper).token_loss, *random_logits())
-    for actual, expected in zip(special, value_and_gradient(build(same_as).token_loss, *random_logits())):
-        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
-
-
-def test_js_is_bounded_and_symmetric():
-    student_NV, teacher_NV, _ = random_logits(scale=20.0)
-    loss_N = build("js").token_loss(student_NV, teacher_NV)
-    assert (loss_N > 0).all() and (loss_N <= math.log(2)).all()
-    torch.testing.assert_close(loss_N, build("js").token_loss(teacher_NV, student_NV))
+@pytest.mark.parametrize("name", ["abkd", "adakd+abkd"])
+def test_abkd_refuses_exponents_where_it_diverges(name):
+    with pytest.raises(ValueError, match=r"^--ab-beta -2\.0: pass at least minus --ab-alpha; below, abkd diverges$"):
+        build(name, ab_beta=-2.0)
 
 
 def test_log_mixture_where_one_side_is_nearly_absent():
@@ -239,20 +182,13 @@ def test_log_mixture_where_one_side_is_nearly_absent():
 # Corners
 
 
-@pytest.mark.parametrize("scale", [0.1, 1.0, 5.0, 30.0])
+@pytest.mark.parametrize("scale", [0.1, 30.0])
 @every_divergence
 def test_equal_distributions_give_exactly_zero(name, hyper, scale):
     student_NV, _, labels_N = random_logits(rows=20, vocab=3000, scale=scale, dtype=torch.float32)
     loss_N, gradient_NV = value_and_gradient(build(name, **hyper).token_loss, student_NV, student_NV.clone(), labels_N)
     assert loss_N.tolist() == [0.0] * 20
     assert gradient_NV.abs().max() < 1e-6
-
-
-@pytest.mark.parametrize("name", ["fkl", "rkl", "js", "tvd", "sfkl", "srkl", "abkd"])
-def test_divergences_are_not_negative(name):
-    student_NV, _, _ = random_logits(rows=50, vocab=500, dtype=torch.float32)
-    nearly_NV = student_NV + 1e-3 * torch.randn_like(student_NV)
-    assert (build(name).token_loss(student_NV, nearly_NV) > -1e-6).all()
 
 
 def with_minus_infinity(sides):
@@ -295,17 +231,6 @@ def test_minus_infinity_on_one_side_contributes_nothing(name, hyper, side):
         torch.testing.assert_close(gradient_NV, twin_NV)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_minus_infinity_in_many_places(name, dtype):
-    student_NV, teacher_NV, labels_N = random_logits(rows=30, vocab=9, dtype=dtype)
-    student_NV[:, 1:4] = student_NV[:, 1:4].masked_fill(student_NV[:, 1:4] > 0, -math.inf)
-    teacher_NV[:, 2:6] = teacher_NV[:, 2:6].masked_fill(teacher_NV[:, 2:6] > 0, -math.inf)
-    labels_N = torch.zeros_like(labels_N)
-    loss_N, gradient_NV = value_and_gradient(build(name).token_loss, student_NV, teacher_NV, labels_N)
-    assert torch.isfinite(loss_N).all() and torch.isfinite(gradient_NV).all()
-
-
 EXTREMES = [1e4, -1e4, 9984.0, 300.0, -300.0, 88.0, -104.0, 1.0, 0.0]  # bf16 holds each of them
 # With a negative exponent abkd grows like a power of p / q, which overflows whoever computes it.
 CANNOT_OVERFLOW = [i for i, (_, hyper) in enumerate(VARIANTS) if min([1, *hyper.values()]) >= 0]
@@ -333,28 +258,19 @@ def test_extreme_logits_stay_finite(name, hyper):
 def test_names_and_aliases():
     assert set(objective_names()) >= {name for names in ALIASES.items() for name in (names[0], *names[1])}
     for name, aliases in ALIASES.items():
-        for alias in aliases:
-            assert type(build(alias)) is type(build(name))
-    assert len({type(build(name)) for name in ALIASES}) == len(ALIASES)
+        assert {type(build(alias)) for alias in aliases} <= {type(build(name))}
 
 
-def test_every_objective_has_a_file_of_its_own():
-    folder = Path(criterions.__file__).parent
-    for name in ALIASES:
-        module = type(build(name)).__module__
-        assert module == f"criterions.{name}"
-        assert (folder / f"{name}.py").is_file()
-
-
-@pytest.mark.parametrize("name", ["ToDI", "kl", "", "adakd_todi", "todi ", "todi2", "fk", "+todi"])
-def test_unknown_names_are_refused(name):
-    with pytest.raises(ValueError, match=f"--kd-objective {re.escape(name)}: unknown"):
+@pytest.mark.parametrize("name", ["kl", "", "adakd_todi", "todi ", "+todi"])
+def test_unknown_names_are_answered_with_the_known_ones(name):
+    with pytest.raises(ValueError, match=f"--kd-objective {re.escape(name)}: unknown") as error:
         build(name)
+    assert all(known in str(error.value) for known in ALIASES)
 
 
 @pytest.mark.parametrize(
     ("name", "meant"),
-    [("ToDI", "todi"), ("TODI", "todi"), ("kl", "fkl or rkl"), ("KL_div", "fkl or rkl"), ("reverse-kl", "reverse_kl")],
+    [("TODI", "todi"), ("KL_div", "fkl or rkl"), ("reverse-kl", "reverse_kl")],
 )
 def test_an_unknown_name_is_answered_with_what_it_resembles(name, meant):
     with pytest.raises(
@@ -363,12 +279,6 @@ def test_an_unknown_name_is_answered_with_what_it_resembles(name, meant):
         build_criterion(name, KDArguments())
     with pytest.raises(ValueError, match=f"^--adakd-base {name}: did you mean {meant}\\? adakd wraps one of"):
         build_criterion("adakd", KDArguments(adakd_base=name))
-
-
-def test_an_unknown_name_is_answered_with_the_known_ones():
-    with pytest.raises(ValueError, match="--kd-objective kl: ") as error:
-        build("kl")
-    assert all(name in str(error.value) for name in ALIASES)
 
 
 def test_adakd_around_another():
@@ -385,16 +295,12 @@ def test_only_adakd_wraps(name):
         build(name)
 
 
-@pytest.mark.parametrize("name", ["adakd+", "adakd+kl", "adakd+adakd", "adakd+adakd+todi"])
-def test_adakd_does_not_wrap_everything(name):
-    with pytest.raises(ValueError, match=r"--kd-objective|--adakd-base"):
-        build(name)
-
-
-@pytest.mark.parametrize("base", ["kl", "", "adakd", "adakd+todi"])
+@pytest.mark.parametrize("base", ["", "adakd", "adakd+todi"])
 def test_a_wrong_adakd_base_is_refused_by_its_own_flag(base):
     with pytest.raises(ValueError, match=f"--adakd-base {re.escape(base)}: "):
         build("adakd", adakd_base=base)
+    with pytest.raises(ValueError, match=f"--adakd-base {re.escape(base)}: "):
+        build(f"adakd+{base}")
 
 
 def test_a_name_is_registered_once():

@@ -12,8 +12,8 @@ import torch
 from transformers import modeling_flash_attention_utils as flash
 
 from arguments import KDArguments
-from criterions import StepPlan, adakd, build_criterion
-from criterions.fused import ResponseRows, _Projections
+from criterions import StepTokens, adakd, build_criterion
+from criterions.fused import ResponsePositions
 from criterions.todi import ToDi
 from data_utils.batches import Example, collate
 from distiller import Distiller
@@ -78,7 +78,7 @@ class Step:
             metrics, criterion = Metrics(folder / "metrics.jsonl", device, main=True), distiller.criterion
             self.part("loading")
             criterion.prepare(100)
-            criterion.start_step(StepPlan(tuple(ranks * n for n in TOKENS), device))
+            criterion.start_step(StepTokens(tuple(ranks * n for n in TOKENS), device))
             for some, tokens in zip(MICRO_BATCHES, TOKENS):
                 batch = collate(some, 0, 24, layout, (tokens,) * ranks).to(device)
                 sums = distiller(batch, source.states(batch))
@@ -106,9 +106,9 @@ def alone(monkeypatch):
     monkeypatch.setattr(metrics_module, "peak_memory_mb", lambda device: 0.0)
 
 
-def both_halves(values_N, rows_of_ranks):
+def both_halves(values_N, positions_per_rank):
     """Of two ranks with equal scores."""
-    return (0, values_N) if len(rows_of_ranks) == 1 else (0, torch.cat([values_N, values_N]))
+    return (0, values_N) if len(positions_per_rank) == 1 else (0, torch.cat([values_N, values_N]))
 
 
 END_OF_ADAKD = {("tolist", "criterions/adakd.py:end_step"): 1}
@@ -223,9 +223,9 @@ def test_rows_of_logits_start_where_tensor_cores_want_them(device, dtype, stride
     with Rehearsal():
         head = LanguageModelHead(frozen_linear(torch.randn(SHARED, 16, dtype=dtype).to(device)), SHARED)
         hidden_ND = torch.randn(9, 16, dtype=dtype).to(device)
-        rows = ResponseRows(hidden_ND, head, torch.zeros(9, dtype=torch.long).to(device), 7 * 4 * SHARED)
-        project = _Projections(rows)
-        first, second = (on_cpu(project(slice(*part), with_teacher=False).raw_CV) for part in ((0, 7), (7, 9)))
+        positions = ResponsePositions(hidden_ND, head, torch.zeros(9, dtype=torch.long).to(device), 7 * 4 * SHARED)
+        visits = [(slice(0, 7), False), (slice(7, 9), False)]
+        first, second = (on_cpu(raw_CV) for _, raw_CV, _ in positions._logits(visits))
     assert first.stride() == second.stride() == (stride, 1)
     assert first.data_ptr() == second.data_ptr()
 
