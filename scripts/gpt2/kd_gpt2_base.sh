@@ -5,7 +5,8 @@
 #   KD_OBJ=fkl bash scripts/gpt2/kd_gpt2_base.sh
 #   KD_OBJ=adakd KD_RATE=1 KD_TEMP=1 bash scripts/gpt2/kd_gpt2_base.sh    # AdaKD as in its paper
 #
-# Edit a variable here or in family.sh, which has the models and hyper-parameters, or set it in the environment.
+# family.sh has the models and hyper-parameters, scripts/lib/recipe.sh what all families share. A variable that is set
+# here, or in the environment, overrides both.
 set -euo pipefail
 
 KD_OBJ=${KD_OBJ:-todi} # cross_entropy fkl rkl js tvd sfkl srkl akl abkd todi adakd, or adakd+BASE

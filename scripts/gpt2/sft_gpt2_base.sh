@@ -4,7 +4,8 @@
 #   bash scripts/gpt2/sft_gpt2_base.sh
 #   GPUS=1 LR=0.0003 bash scripts/gpt2/sft_gpt2_base.sh
 #
-# Edit a variable here or in family.sh, which has the models and hyper-parameters, or set it in the environment.
+# family.sh has the models and hyper-parameters, scripts/lib/recipe.sh what all families share. A variable that is set
+# here, or in the environment, overrides both.
 set -euo pipefail
 
 # shellcheck source=scripts/gpt2/family.sh

@@ -4,7 +4,8 @@
 #   bash scripts/gpt2/sft_gpt2_xlarge.sh
 #   DS_CONFIG=configs/deepspeed/ds_config_zero2_bf16.json bash scripts/gpt2/sft_gpt2_xlarge.sh
 #
-# Edit a variable here or in family.sh, which has the models and hyper-parameters, or set it in the environment.
+# family.sh has the models and hyper-parameters, scripts/lib/recipe.sh what all families share. A variable that is set
+# here, or in the environment, overrides both.
 set -euo pipefail
 
 EVAL_BATCH_SIZE=${EVAL_BATCH_SIZE:-16}

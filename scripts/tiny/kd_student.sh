@@ -4,7 +4,8 @@
 #   bash scripts/tiny/kd_student.sh
 #   KD_OBJ=rkl bash scripts/tiny/kd_student.sh
 #
-# Edit a variable here or in family.sh, which has the models and hyper-parameters, or set it in the environment.
+# family.sh has the models and hyper-parameters, scripts/lib/recipe.sh what all families share. A variable that is set
+# here, or in the environment, overrides both.
 set -euo pipefail
 
 KD_OBJ=${KD_OBJ:-todi} # cross_entropy fkl rkl js tvd sfkl srkl akl abkd todi adakd, or adakd+BASE

@@ -4,7 +4,8 @@
 #   bash scripts/tiny/sft_teacher.sh
 #   EPOCH=1 bash scripts/tiny/sft_teacher.sh
 #
-# Edit a variable here or in family.sh, which has the models and hyper-parameters, or set it in the environment.
+# family.sh has the models and hyper-parameters, scripts/lib/recipe.sh what all families share. A variable that is set
+# here, or in the environment, overrides both.
 set -euo pipefail
 
 BATCH_SIZE=${BATCH_SIZE:-32} # examples per step of one process
