@@ -10,7 +10,7 @@
 # default (code/arguments.py). flags.txt lists all variables, common.sh those of the launcher (GPUS, NNODES, ...).
 
 DATA_DIR=${DATA_DIR:-data/dolly} # train.jsonl, dev.jsonl and valid.jsonl
-# examples per step on all GPUs, any number of them; GRAD_ACC=N instead fixes the micro-batches per step
+# examples per step on all GPUs, however many there are; GRAD_ACC=N instead fixes the micro-batches per step
 if [[ -z ${GRAD_ACC:-}${TOKENS_PER_MICRO_BATCH:-} ]]; then GLOBAL_BATCH=${GLOBAL_BATCH-32}; fi
 EVAL_GEN=${EVAL_GEN:-1}     # dev answers after each epoch: their ROUGE-L ranks the checkpoints
 DO_SAMPLE=${DO_SAMPLE:-1}   # 0: greedy
