@@ -1,7 +1,7 @@
 """Downloads databricks-dolly-15k and writes `train.jsonl`, `dev.jsonl` and `valid.jsonl`.
 
-In: the data set `databricks/databricks-dolly-15k` of the Hugging Face hub (CC BY-SA 3.0). Out: one JSON object a line
-with `instruction`, `input` (the passage that the instruction is about, often empty) and `output`.
+In: the data set `databricks/databricks-dolly-15k` of the Hugging Face hub (CC BY-SA 3.0). Out: one JSON object per
+line with `instruction`, `input` (the passage that the instruction is about, often empty) and `output`.
 
     python scripts/data/prepare_dolly.py [--output-dir data/dolly] [--force]
 """
@@ -19,9 +19,9 @@ Example = dict[str, str]
 
 
 def to_examples(rows: Iterable[Mapping[str, str]]) -> list[Example]:
-    """Rows of the hub in the framework's schema, in their order; without empty ones and exact repetitions.
+    """Rows of the hub in the framework's schema and in their order, without empty rows and exact duplicates.
 
-    A repetition could otherwise be trained on in one split and tested in another.
+    A duplicate could otherwise be in the training split and in the test split.
     """
     examples: dict[tuple[str, str, str], Example] = {}
     for row in rows:
@@ -33,9 +33,9 @@ def to_examples(rows: Iterable[Mapping[str, str]]) -> list[Example]:
 
 
 def split_examples(examples: Sequence[Example], dev_num: int, valid_num: int, seed: int) -> dict[str, list[Example]]:
-    """Disjoint `valid`, `dev` and `train` (the rest) in an order that the seed alone decides.
+    """Disjoint `valid`, `dev` and `train` (the rest), in an order that depends on the seed only.
 
-    Raises ValueError when nothing is left to train on.
+    Raises ValueError if nothing is left to train on.
     """
     if len(examples) <= dev_num + valid_num:
         raise ValueError(
@@ -52,7 +52,7 @@ def split_examples(examples: Sequence[Example], dev_num: int, valid_num: int, se
 
 
 def refuse_to_overwrite(output_dir: Path, force: bool) -> None:
-    """Raises FileExistsError when a file that would be written is there and `force` is off."""
+    """Raises FileExistsError if a file to be written exists and `force` is off."""
     present = [path.name for path in sorted(output_dir.glob("*.jsonl")) if path.stem in ("train", "dev", "valid")]
     if present and not force:
         raise FileExistsError(
@@ -61,7 +61,7 @@ def refuse_to_overwrite(output_dir: Path, force: bool) -> None:
 
 
 def write_splits(splits: Mapping[str, Sequence[Example]], output_dir: Path) -> None:
-    """One `<split>.jsonl` each. They get their names when all are complete, so none is ever half written."""
+    """Writes one `<split>.jsonl` per split. They get their names when all are complete, so none is half written."""
     output_dir.mkdir(parents=True, exist_ok=True)
     partial = {split: output_dir / f".{split}.jsonl.partial" for split in splits}
     try:

@@ -3,17 +3,55 @@
 #
 #   bash scripts/eval/run_eval.sh RUN_OR_CKPT [BATCH] [FLAGS...]
 #
-# RUN_OR_CKPT is a checkpoint, or the folder of a run (its best checkpoint). Sets whose folder is not there are skipped
-# (data/README.md); if none is there, the run is evaluated on the data that it was trained on.
-# Edit a variable here or set it in the environment; scripts/lib/common.sh lists the others (GPUS, MAX_LENGTH, ...).
+# RUN_OR_CKPT is a checkpoint or the folder of a run (its best checkpoint), relative to the working directory or to the
+# repository. Missing data sets are skipped (data/README.md); if all are missing, the run is evaluated on the data that
+# it was trained on.
+# Edit a variable here or set it in the environment; scripts/lib/flags.txt lists the others (MAX_LENGTH, TOP_P, ...).
 set -euo pipefail
 
 BASE_MODEL_PATH=${BASE_MODEL_PATH:-} # of an adapter; empty: the base that the adapter names
 DATA_DIRS=${DATA_DIRS:-data/dolly:data/self-inst:data/vicuna:data/sinst/11_:data/uinst/11_} # colons between folders
 SEEDS=${SEEDS:-10 20 30 40 50}
-EVAL_NUM=${EVAL_NUM:-10000} # first rows of a set; cuts uinst/11_ only
-DO_SAMPLE=${DO_SAMPLE:-1}   # 0: greedy
+EVAL_NUM=${EVAL_NUM-10000} # first rows of a set, cuts uinst/11_ only; empty: all
+DO_SAMPLE=${DO_SAMPLE:-1}  # 0: greedy
 
+caller_dir=$PWD # common.sh changes to the root of the repository
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../lib/common.sh"
-run_eval "$@"
+
+[[ $# -ge 1 ]] || fail "pass the checkpoint: bash $0 RUN_OR_CKPT [BATCH] [FLAGS...]"
+checkpoint=$1
+shift
+if [[ -e $caller_dir/$checkpoint ]]; then checkpoint=$caller_dir/$checkpoint; fi
+if [[ $# -ge 1 && $1 != -* ]]; then
+    # shellcheck disable=SC2034 # `pass` reads it
+    EVAL_BATCH_SIZE=$1
+    require_number EVAL_BATCH_SIZE 1 "BATCH is the prompts of a batch on one GPU"
+    shift
+fi
+if [[ -n $BASE_MODEL_PATH ]]; then
+    flags=(--model-path "$BASE_MODEL_PATH" --peft-path "$checkpoint")
+else
+    flags=(--model-path "$checkpoint")
+fi
+
+IFS=: read -r -a folders <<<"$DATA_DIRS"
+present=()
+for folder in "${folders[@]}"; do
+    if [[ -f $folder/${SPLIT:-valid}.jsonl ]] || dry_run; then
+        present+=("$folder")
+    else
+        echo "skipped: $folder/${SPLIT:-valid}.jsonl is not there" >&2
+    fi
+done
+if [[ ${#present[@]} -gt 0 ]]; then
+    flags+=(--data-dir "${present[@]}")
+elif printenv DATA_DIRS >/dev/null; then
+    fail "DATA_DIRS=$DATA_DIRS: none of them is there; see data/README.md"
+else
+    echo "none of the data sets is there (data/README.md): the run is evaluated on its own data" >&2
+fi
+read -r -a seeds <<<"$SEEDS"
+flags+=(--seeds "${seeds[@]}")
+pass eval
+launch code/evaluate.py "${flags[@]}" "$@"

@@ -1,33 +1,13 @@
 #!/usr/bin/env bash
-# Supervised fine-tuning of GPT-2 base (124M parameters).
-# A step has 32 examples on any number of GPUs.
+# Supervised fine-tuning of GPT-2 base (124M parameters), the baseline of kd_gpt2_base.sh.
 #
 #   bash scripts/gpt2/sft_gpt2_base.sh
 #   GPUS=1 LR=0.0003 bash scripts/gpt2/sft_gpt2_base.sh
 #
-# Edit a variable here or set it in the environment; scripts/lib/common.sh lists the others (GPUS, NNODES, SEED, ...).
+# family.sh has the models and hyper-parameters, scripts/lib/recipe.sh what all families share. A variable that is set
+# here, or in the environment, overrides both.
 set -euo pipefail
 
-# model
-CKPT_TYPE=${CKPT_TYPE:-gpt2}
-CKPT_NAME=${CKPT_NAME:-gpt2-base}
-CKPT_PATH=${CKPT_PATH:-model_hub/gpt2/gpt2-base} # a folder or a hub id (openai-community/gpt2)
-# data: train.jsonl, dev.jsonl and valid.jsonl
-DATA_DIR=${DATA_DIR:-data/dolly}
-# hyper-parameters
-BATCH_SIZE=${BATCH_SIZE:-4} # examples of a micro-batch on one GPU
-GLOBAL_BATCH=${GLOBAL_BATCH-32} # examples per step on all GPUs; GRAD_ACC=N instead fixes the micro-batches per step
-EVAL_BATCH_SIZE=${EVAL_BATCH_SIZE:-32}
-EPOCH=${EPOCH:-20}
-LR=${LR:-0.0005}
-LORA_RANK=${LORA_RANK:-0} # above 0: train a LoRA adapter of this rank
-LORA_ALPHA=${LORA_ALPHA:-8}
-# dev answers after each epoch: their ROUGE-L ranks the checkpoints
-EVAL_GEN=${EVAL_GEN:-1}
-DO_SAMPLE=${DO_SAMPLE:-1} # 0: greedy
-# runtime
-PRECISION=${PRECISION:-auto} # what the GPUs have; or bf16, fp16, fp32. DS_CONFIG names another DeepSpeed file
-
-# shellcheck source=scripts/lib/common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/../lib/common.sh"
-run_sft "$@"
+# shellcheck source=scripts/gpt2/family.sh
+source "$(dirname "${BASH_SOURCE[0]}")/family.sh"
+sft_student "$@"

@@ -1,8 +1,8 @@
 # shellcheck shell=bash
 # Sourced before common.sh by the two scripts that must run on a fresh machine: quickstart.sh and test.sh.
 #
-# make_environment REQUIREMENTS: .venv with these packages; nothing to do where they are there already. With PYTHON set,
-# that Python is used as it is.
+# make_environment REQUIREMENTS: installs these packages into .venv, unless it has them. If PYTHON is set, that Python is
+# used as it is.
 make_environment() {
     local requirements=$1 stamp=.venv/installed-$1 python
     if [[ -n ${PYTHON:-} ]]; then return; fi

@@ -1,7 +1,7 @@
-"""Refuses environment variables that were meant for a script and would do nothing: EPOCHS, KD_TEMPERATURE, ...
+"""Refuses environment variables that were meant for a script and would have no effect: EPOCHS, KD_TEMPERATURE, ...
 
-In: the environment, and the shell scripts beside this folder: what they read is what variables there are. Out: exit
-code 1 and a suggestion for each name that is nearly one of those; a note for names that other programs use as well.
+In: the environment, and the variables of the scripts, which are those of flags.txt and those that a script reads. Out:
+exit code 1 and a suggestion for each name that is nearly one of those; a note for names that other programs use too.
 Run: python scripts/lib/variables.py
 """
 
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-# What other tools call the same thing, and too far from our name for a comparison of letters.
+# Names in other tools that are spelt too differently from ours to be found by their letters.
 MEANT = {
     **dict.fromkeys(("NUM_EPOCHS", "NUM_TRAIN_EPOCHS", "TRAIN_EPOCHS"), "EPOCH"),
     **dict.fromkeys(("LEARNING_RATE", "PEAK_LR"), "LR"),
@@ -29,9 +29,10 @@ MEANT = {
     "MAX_STEPS": "TOTAL_ITERS",
     "GPU": "GPUS",
 }
-# The same, but likely to be set for another program.
+# The same, but probably set for another program.
 PERHAPS = {"MODEL_PATH": "CKPT_PATH", "OUTPUT_DIR": "SAVE_DIR", "NUM_GPUS": "GPUS", "NGPUS": "GPUS"}
-USED = re.compile(r"(?:\$\{!?|\$|--[\w-]+ |\b(?=[A-Z][A-Z0-9_]*=))([A-Z][A-Z0-9_]+)")  # read, passed or set
+USED = re.compile(r"(?:\$\{!?|\$|\b(?=[A-Z][A-Z0-9_]*=))([A-Z][A-Z0-9_]+)")  # read or set
+LISTED = re.compile(r"(?m)^[A-Z][A-Z0-9_]+")
 NEAR = 0.86  # LOCAL_RANK, which launchers set, is 0.84 of LORA_RANK
 SHORTEST = 5  # letters; shorter names are near too many others
 
@@ -44,10 +45,15 @@ def meant(name: str, known: Iterable[str]) -> str | None:
     return close[0] if close else None
 
 
+def known_variables() -> set[str]:
+    lib = Path(__file__).resolve().parent
+    scripts = "".join(script.read_text(encoding="utf-8") for script in lib.parent.rglob("*.sh"))
+    code = re.sub(r"(?m)^\s*#.*", "", scripts)
+    return {*LISTED.findall((lib / "flags.txt").read_text(encoding="utf-8")), *USED.findall(code)}
+
+
 def main() -> int:
-    scripts = Path(__file__).resolve().parents[1].rglob("*.sh")
-    code = "".join(re.sub(r"(?m)^\s*#.*", "", script.read_text(encoding="utf-8")) for script in scripts)
-    known = set(USED.findall(code))
+    known = known_variables()
     refused = 0
     for name, value in os.environ.items():
         if name in known:

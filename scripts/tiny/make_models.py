@@ -1,6 +1,6 @@
 """Make the tiny models of the sample data: a byte-level BPE tokenizer and two randomly initialised Llama models.
 
-In:  ``data/sample/train.jsonl`` (the tokenizer learns from it; same file and seeds, same models).
+In:  ``data/sample/train.jsonl``, from which the tokenizer learns. The same file and seeds make the same models.
 Out: ``OUT/teacher-init`` and ``OUT/student-init``, Hugging Face folders with the model (safetensors) and the tokenizer.
 Run: ``python scripts/tiny/make_models.py [OUT=model_hub/tiny] [DATA=data/sample/train.jsonl]``
 """
@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 VOCAB = 1536
 MAX_LENGTH = 256
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
-# The constant pieces of the Alpaca prompt are one token each, so that the prompt costs two or three tokens a row.
+# The constant pieces of the Alpaca prompt are one token each, so that the template costs two or three tokens per row.
 TASK = "Below is an instruction that describes a task"
 WRITE = "Write a response that appropriately completes the request.\n\n### Instruction:\n"
 TEMPLATE = [
@@ -26,7 +26,7 @@ TEMPLATE = [
     "\n\n### Input:\n",
     "\n\n### Response:\n",
 ]
-# Weights start wider than the library's 0.02, about 1 / sqrt(hidden_size): narrow models learn much sooner so.
+# Weights start wider than the library's 0.02, about 1 / sqrt(hidden_size): narrow models then learn much sooner.
 SHAPES = {
     "teacher-init": {"hidden_size": 256, "intermediate_size": 704, "num_attention_heads": 8, "initializer_range": 0.06},
     "student-init": {"hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 3, "initializer_range": 0.1},

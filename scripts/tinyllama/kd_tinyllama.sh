@@ -1,45 +1,20 @@
 #!/usr/bin/env bash
 # Distils Llama-2-7B with the LoRA adapter of sft_teacher_llama2.sh into a LoRA adapter of TinyLlama-1.1B.
-# A step has 32 examples on any number of GPUs.
 #
 #   bash scripts/tinyllama/kd_tinyllama.sh
 #   KD_OBJ=rkl bash scripts/tinyllama/kd_tinyllama.sh
 #
-# Edit a variable here or set it in the environment; scripts/lib/common.sh lists the others (GPUS, NNODES, SEED, ...).
+# family.sh has the models and hyper-parameters, scripts/lib/recipe.sh what all families share. A variable that is set
+# here, or in the environment, overrides both.
 set -euo pipefail
 
-# objective
 KD_OBJ=${KD_OBJ:-todi} # cross_entropy fkl rkl js tvd sfkl srkl akl abkd todi adakd, or adakd+BASE
 KD_RATE=${KD_RATE:-0.5} # weight of the divergence; 1 - KD_RATE is cross-entropy's
 KD_TEMP=${KD_TEMP:-2.0}
-# model
-CKPT_TYPE=${CKPT_TYPE:-tinyllama}
-CKPT_NAME=${CKPT_NAME:-tinyllama-1.1b-3T}
-# a folder or a hub id (TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T)
-CKPT_PATH=${CKPT_PATH:-model_hub/tinyllama/tinyllama-1.1b-3T}
-TEACHER_MODEL_NAME=${TEACHER_MODEL_NAME:-llama2-7b-hf}
-# a folder or a hub id (meta-llama/Llama-2-7b-hf)
-TEACHER_MODEL_PATH=${TEACHER_MODEL_PATH:-model_hub/llama2/llama2-7b-hf}
-TEACHER_PEFT_PATH=${TEACHER_PEFT_PATH-outputs/llama2/llama2-7b-hf/sft} # its LoRA run or checkpoint; empty: none
 TEACHER_CACHE=${TEACHER_CACHE:-} # outputs/llama2/llama2-7b-hf/cache: the teacher runs once, for all KD runs
-# data: train.jsonl, dev.jsonl and valid.jsonl
-DATA_DIR=${DATA_DIR:-data/dolly}
-# hyper-parameters
-BATCH_SIZE=${BATCH_SIZE:-4} # examples of a micro-batch on one GPU
-GLOBAL_BATCH=${GLOBAL_BATCH-32} # examples per step on all GPUs; GRAD_ACC=N instead fixes the micro-batches per step
-EVAL_BATCH_SIZE=${EVAL_BATCH_SIZE:-16}
-EPOCH=${EPOCH:-10}
-LR=${LR:-0.001}
-LORA_RANK=${LORA_RANK:-256} # 0: train all weights
-LORA_ALPHA=${LORA_ALPHA:-8}
-LORA_DROPOUT=${LORA_DROPOUT:-0.1}
-GRADIENT_CHECKPOINTING=${GRADIENT_CHECKPOINTING:-1}
-# dev answers after each epoch: their ROUGE-L ranks the checkpoints
-EVAL_GEN=${EVAL_GEN:-1}
-DO_SAMPLE=${DO_SAMPLE:-1} # 0: greedy
-# runtime
-PRECISION=${PRECISION:-auto} # what the GPUs have; or bf16, fp16, fp32. DS_CONFIG names another DeepSpeed file
+BATCH_SIZE=${BATCH_SIZE:-4} # examples of a micro-batch on one GPU, which holds both models
+GRADIENT_CHECKPOINTING=${GRADIENT_CHECKPOINTING:-1} # less memory, slower
 
-# shellcheck source=scripts/lib/common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/../lib/common.sh"
-run_kd "$@"
+# shellcheck source=scripts/tinyllama/family.sh
+source "$(dirname "${BASH_SOURCE[0]}")/family.sh"
+kd_student "$@"

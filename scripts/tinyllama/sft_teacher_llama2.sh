@@ -1,35 +1,15 @@
 #!/usr/bin/env bash
 # LoRA fine-tuning of Llama-2-7B, the teacher of kd_tinyllama.sh.
-# A step has 32 examples on any number of GPUs.
 #
 #   bash scripts/tinyllama/sft_teacher_llama2.sh
 #   GPUS=8 BATCH_SIZE=4 bash scripts/tinyllama/sft_teacher_llama2.sh
 #
-# Edit a variable here or set it in the environment; scripts/lib/common.sh lists the others (GPUS, NNODES, SEED, ...).
+# family.sh has the models and hyper-parameters, scripts/lib/recipe.sh what all families share. A variable that is set
+# here, or in the environment, overrides both.
 set -euo pipefail
 
-# model
-CKPT_TYPE=${CKPT_TYPE:-llama2}
-CKPT_NAME=${CKPT_NAME:-llama2-7b-hf}
-CKPT_PATH=${CKPT_PATH:-model_hub/llama2/llama2-7b-hf} # a folder or a hub id (meta-llama/Llama-2-7b-hf)
-# data: train.jsonl, dev.jsonl and valid.jsonl
-DATA_DIR=${DATA_DIR:-data/dolly}
-# hyper-parameters
-BATCH_SIZE=${BATCH_SIZE:-8} # examples of a micro-batch on one GPU
-GLOBAL_BATCH=${GLOBAL_BATCH-32} # examples per step on all GPUs; GRAD_ACC=N instead fixes the micro-batches per step
-EVAL_BATCH_SIZE=${EVAL_BATCH_SIZE:-16}
-EPOCH=${EPOCH:-10}
-LR=${LR:-0.001}
-LORA_RANK=${LORA_RANK:-256} # 0: train all weights
-LORA_ALPHA=${LORA_ALPHA:-8}
-LORA_DROPOUT=${LORA_DROPOUT:-0.1}
-GRADIENT_CHECKPOINTING=${GRADIENT_CHECKPOINTING:-1}
-# dev answers after each epoch: their ROUGE-L ranks the checkpoints
-EVAL_GEN=${EVAL_GEN:-1}
-DO_SAMPLE=${DO_SAMPLE:-1} # 0: greedy
-# runtime
-PRECISION=${PRECISION:-auto} # what the GPUs have; or bf16, fp16, fp32. DS_CONFIG names another DeepSpeed file
+GRADIENT_CHECKPOINTING=${GRADIENT_CHECKPOINTING:-1} # less memory, slower
 
-# shellcheck source=scripts/lib/common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/../lib/common.sh"
-run_sft "$@"
+# shellcheck source=scripts/tinyllama/family.sh
+source "$(dirname "${BASH_SOURCE[0]}")/family.sh"
+sft_teacher "$@"
