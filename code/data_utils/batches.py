@@ -162,25 +162,14 @@ def pack(lengths: Sequence[int], max_length: int) -> list[list[int]]:
 
 
 def batches_by_length(lengths: Sequence[int], tokens: int, ranks: int = 1) -> list[list[int]]:
-    """Indices, the longest first, in batches of `ranks` times as many as fit into `tokens` padded to their longest.
+    """Indices, the longest first, in the fewest batches.
 
-    The fewest batches; and of all ways to make so few, the one with the least padding.
+    A batch takes as many as fit into `tokens` when they are padded to its longest (at least one), times `ranks`.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    # For the first `end` of them: how many batches, the padded tokens, where the last batch starts.
-    best = [(0, 0, 0)]
-    for end in range(1, len(order) + 1):
-        choices = []
-        for start in range(end - 1, -1, -1):
-            width = int(lengths[order[start]])
-            if end - start > max(1, tokens // width) * ranks:
-                break
-            batches, padded, _ = best[start]
-            choices.append((batches + 1, padded + (end - start) * width, start))
-        best.append(min(choices))
-    batches, end = [], len(order)
-    while end:
-        start = best[end][2]
-        batches.insert(0, order[start:end])
-        end = start
+    batches = []
+    while order:
+        size = max(1, tokens // int(lengths[order[0]])) * ranks
+        batches.append(order[:size])
+        order = order[size:]
     return batches

@@ -1,6 +1,5 @@
 """Packing, collation and the plan of an epoch: nothing is lost, nothing is doubled, and the restart finds its place."""
 
-import itertools
 from typing import get_args
 
 import numpy as np
@@ -197,29 +196,24 @@ def test_the_boundaries_are_where_positions_restart(layout, lengths):
 # --- batches by length -----------------------------------------------------------------------------------------------
 
 
-def contiguous_batches(count):
-    """All ways to cut `range(count)` into pieces."""
-    for cuts in itertools.product([False, True], repeat=max(0, count - 1)):
-        edges = [0, *(i + 1 for i, cut in enumerate(cuts) if cut), count]
-        yield [range(start, end) for start, end in itertools.pairwise(edges) if start < end]
+def fewest(lengths, fits) -> int:
+    """Batches of a partition of the sorted lengths, by trying every size of the first batch."""
+    sizes = [size for size in range(1, len(lengths) + 1) if fits(lengths[:size])]
+    return 1 + min(fewest(lengths[size:], fits) for size in sizes) if lengths else 0
 
 
 @quick
 @given(lengths=st.lists(st.integers(1, 30), max_size=8), tokens=st.integers(1, 100), ranks=st.integers(1, 3))
-def test_batches_by_length_are_few_and_tight(lengths, tokens, ranks):
-    def padded(batches, of):
-        return sum(len(batch) * max(of[i] for i in batch) for batch in batches)
+def test_batches_by_length_fit_and_are_the_fewest(lengths, tokens, ranks):
+    def fits(batch):
+        return len(batch) <= max(1, tokens // batch[0]) * ranks
 
     batches = batches_by_length(lengths, tokens, ranks)
-    ordered = sorted(lengths, reverse=True)
-    assert [lengths[i] for batch in batches for i in batch] == ordered
+    of_lengths = [[lengths[i] for i in batch] for batch in batches]
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
-    allowed = [
-        pieces
-        for pieces in contiguous_batches(len(lengths))
-        if all(len(piece) <= max(1, tokens // ordered[piece[0]]) * ranks for piece in pieces)
-    ]
-    assert (len(batches), padded(batches, lengths)) == min((len(p), padded(p, ordered)) for p in allowed)
+    assert [length for batch in of_lengths for length in batch] == sorted(lengths, reverse=True)
+    assert all(fits(batch) for batch in of_lengths)
+    assert len(batches) == fewest(sorted(lengths, reverse=True), fits)
 
 
 def test_one_long_prompt_does_not_pad_the_short_ones():
