@@ -8,7 +8,7 @@ Shapes: R rows, T tokens of a row, N response positions.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -38,6 +38,23 @@ class Example:
         """16 bytes that stand for the token ids, wherever the example came from."""
         ids = np.concatenate([[len(self.prompt_ids)], self.prompt_ids, self.response_ids])
         return hashlib.blake2b(ids.astype("<i4").tobytes(), digest_size=16).digest()
+
+
+class ExampleTable(Protocol):
+    """Tokenised examples by index: what plans, batches, the teacher cache and the loop need of a data set.
+
+    lengths, responses: tokens per example, and how many of them are the response's.
+    """
+
+    lengths: np.ndarray
+    responses: np.ndarray
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+    def keys(self) -> list[bytes]:
+        """`Example.key` of every example."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerBase
 
 from arguments import DataArguments
-from data_utils.batches import Example
+from data_utils.batches import Example, ExampleTable
 from data_utils.prompts import alpaca_prompt, cut_prompts, encode_pairs
 
 TOKENISATION = 2  # part of the cache's key: raise it when the same row would give other ids
@@ -44,12 +44,8 @@ class Row:
     place: str = field(default="", compare=False)
 
 
-class InstructionDataset:
-    """Tokenised examples by index.
-
-    lengths, responses: tokens of each example, and how many of them are the response's.
-    cut_prompts, cut_responses: how many were too long.
-    """
+class InstructionDataset(ExampleTable):
+    """The tokenised rows of a file. cut_prompts, cut_responses: how many were too long."""
 
     def __init__(self, table: datasets.Dataset):
         columns = table.data
@@ -68,7 +64,6 @@ class InstructionDataset:
         return Example(self._prompts[index].values.to_numpy(), self._responses[index].values.to_numpy())
 
     def keys(self) -> list[bytes]:
-        """`Example.key` of every example."""
         columns = self._prompts, self._responses
         ids = [pc.list_flatten(column).to_numpy() for column in columns]
         ends = [_list_lengths(column).cumsum()[:-1] for column in columns]

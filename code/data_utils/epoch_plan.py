@@ -11,8 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from arguments import TrainArguments
-from data_utils.batches import Layout
-from data_utils.dataset import InstructionDataset
+from data_utils.batches import ExampleTable, Layout
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ class EpochPlan:
         return tuple(tuple(rank) for rank in ranks)
 
 
-def epoch_plan(train: InstructionDataset, args: TrainArguments, world_size: int, layout: Layout) -> EpochPlan:
+def epoch_plan(train: ExampleTable, args: TrainArguments, world_size: int, layout: Layout) -> EpochPlan:
     """Which rows make which step, as the flags say."""
     return EpochPlan(
         lengths=train.lengths,
