@@ -215,6 +215,10 @@ class DataArguments:
     dev_num: int = field(default=-1, metadata={"help": "Use the first dev rows only; -1: all."})
     max_length: int = field(default=512, metadata={"help": "Tokens of prompt and response together."})
     max_prompt_length: int = field(default=256, metadata={"help": "Longer prompts are cut in the middle."})
+    prompt_template: str = field(
+        default="alpaca",
+        metadata={"help": "For rows without a prompt: alpaca, none (as they are), or one of your own."},
+    )
     packing: bool = field(
         default=True, metadata={"help": "Place several examples in one row; off, or for models that cannot: padding."}
     )
@@ -391,6 +395,9 @@ class EvaluateArguments:
     )
     max_prompt_length: int | None = field(
         default=None, metadata={"help": "Longer prompts are cut in the middle; default: as the run, else 256."}
+    )
+    prompt_template: str | None = field(
+        default=None, metadata={"help": "For rows without a prompt of their own; default: as the run, else alpaca."}
     )
     save_dir: str | None = option(
         default=None, aliases=["--save"], help="Results; default: eval/<checkpoint's name> beside the checkpoint."

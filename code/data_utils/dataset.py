@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from arguments import DataArguments
 from data_utils.batches import Example, ExampleTable
-from data_utils.prompts import alpaca_prompt, cut_prompts, encode_pairs
+from data_utils.prompts import PromptTemplate, cut_prompts, encode_pairs, prompt_template
 
 TOKENISATION = 2  # part of the cache's key: raise it when the same row would give other ids
 KEY_LENGTH = 24  # hexadecimal digits of a cache folder's name
@@ -80,7 +80,7 @@ def load_instruction_data(
     """
     folder = _cache_folder(path, tokenizer, args, limit)
     if args.force_process or not folder.is_dir():
-        _tokenise(read_rows(path, limit), tokenizer, args, folder)
+        _tokenise(read_rows(path, prompt_template(args.prompt_template), limit), tokenizer, args, folder)
     return InstructionDataset(datasets.load_from_disk(str(folder)))
 
 
@@ -93,9 +93,10 @@ def load_train_and_dev(
     return train, load_instruction_data(dev_file, tokenizer, args, args.dev_num) if dev_file.is_file() else None
 
 
-def read_rows(path: Path, limit: int = -1, empty_references: bool = False) -> list[Row]:
+def read_rows(path: Path, template: PromptTemplate, limit: int = -1, empty_references: bool = False) -> list[Row]:
     """The rows of a jsonl file. Raises with file, line and remedy: FileNotFoundError, ValueError.
 
+    template: for rows without a `prompt`. limit: first rows only; -1: all.
     empty_references: a row may lack an answer, as in evaluation, where it counts 0; its one response is then "".
     """
     check_rows_file(path)
@@ -104,7 +105,7 @@ def read_rows(path: Path, limit: int = -1, empty_references: bool = False) -> li
         if limit != -1 and len(rows) == limit:
             break
         if line.strip():
-            rows.append(_parse(line, f"{path}:{number}", empty_references))
+            rows.append(_parse(line, f"{path}:{number}", template, empty_references))
     if not rows:
         raise ValueError(f"{path}: no rows; every line holds one JSON object with instruction, input and output")
     return rows
@@ -139,7 +140,7 @@ def _lines(path: Path) -> Iterator[str]:
                 raise ValueError(f"{path}:{number}: not UTF-8 ({error.reason}); convert the file to UTF-8") from None
 
 
-def _parse(line: str, place: str, empty_references: bool) -> Row:
+def _parse(line: str, place: str, template: PromptTemplate, empty_references: bool) -> Row:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:  # bad syntax, a number of too many digits, too many brackets
@@ -152,7 +153,9 @@ def _parse(line: str, place: str, empty_references: bool) -> Row:
     for name in ("instruction", "input", "prompt"):
         if not isinstance(row.get(name), str | None):
             raise ValueError(f"{place}: {name} is {type(row[name]).__name__}; write a string")
-    prompt = row.get("prompt") or (row.get("instruction") and alpaca_prompt(row["instruction"], row.get("input") or ""))
+    prompt = row.get("prompt")
+    if not prompt and row.get("instruction"):
+        prompt = template.render(row["instruction"], row.get("input") or "")
     if not prompt:
         raise ValueError(f"{place}: {_chat(row) or 'neither instruction nor prompt; every row needs one of them'}")
     if "output" not in row:
@@ -204,7 +207,7 @@ def _tokenise(rows: list[Row], tokenizer: PreTrainedTokenizerBase, args: DataArg
     unfinished = folder.with_name(f"{folder.name}.{platform.node()}-{os.getpid()}.tmp")
     datasets.disable_progress_bars()
     table.map(
-        lambda batch: _encode(batch, tokenizer, args.max_length, args.max_prompt_length),
+        lambda batch: _encode(batch, tokenizer, args),
         batched=True,
         num_proc=workers if workers > 1 else None,
         remove_columns=["prompt", "response"],
@@ -220,16 +223,15 @@ def _tokenise(rows: list[Row], tokenizer: PreTrainedTokenizerBase, args: DataArg
         shutil.rmtree(unfinished)  # another process was faster, with the same rows
 
 
-def _encode(
-    batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, max_length: int, max_prompt_length: int
-) -> dict[str, list]:
+def _encode(batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, args: DataArguments) -> dict[str, list]:
     whole_prompts, responses = encode_pairs(tokenizer, batch["prompt"], batch["response"])
-    prompts = cut_prompts(tokenizer, whole_prompts, max_prompt_length)
-    room = [max_length - len(ids) for ids in prompts]
+    ending = prompt_template(args.prompt_template).ending
+    prompts = cut_prompts(tokenizer, whole_prompts, args.max_prompt_length, ending)
+    room = [args.max_length - len(ids) for ids in prompts]
     return {
         "prompt_ids": prompts,
         "response_ids": [ids[:fits] for ids, fits in zip(responses, room)],
-        "prompt_cut": [len(ids) > max_prompt_length for ids in whole_prompts],
+        "prompt_cut": [len(ids) > args.max_prompt_length for ids in whole_prompts],
         "response_cut": [len(ids) > fits for ids, fits in zip(responses, room)],
     }
 
@@ -241,7 +243,11 @@ def _cache_folder(path: Path, tokenizer: PreTrainedTokenizerBase, args: DataArgu
     tokenizer("")  # drops the truncation and padding that a tokenizer may be stored with: they are part of its text
     vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
     special = (tokenizer.bos_token_id, tokenizer.eos_token_id)
-    for part in (vocabulary, special, args.max_length, args.max_prompt_length, limit, TOKENISATION):
+    parts = [vocabulary, special, args.max_length, args.max_prompt_length, limit, TOKENISATION]
+    if args.prompt_template != "alpaca":  # whose caches are older than the flag
+        template = prompt_template(args.prompt_template)
+        parts += [template.render("instruction", text) for text in ("", "input")] + [template.ending]
+    for part in parts:
         key.update(repr(part).encode())
     root = Path(args.processed_data_dir or Path(datasets.config.HF_DATASETS_CACHE) / "instruction_data")
     root.mkdir(parents=True, exist_ok=True)

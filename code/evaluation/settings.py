@@ -17,7 +17,6 @@ from evaluation.generation import decoding
 from models.files import digest
 from models.loading import adapter_base
 
-PROMPT_TEMPLATE = "alpaca, or the row's own prompt"
 BATCHES = 2  # how prompts are batched: raise it when the same prompts would give other batches
 CHECKPOINT_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")  # weights, config, tokenizer
 
@@ -38,7 +37,7 @@ def evaluation_settings(
         "set": name,
         "split": args.split,
         "rows": {"count": len(rows), "sha256": of_rows},
-        "prompt_template": PROMPT_TEMPLATE,
+        "prompt_template": f"{args.prompt_template}, or the row's own prompt",
         "max_length": args.max_length,
         "max_prompt_length": args.max_prompt_length,
         "decoding": decoding(generation, args.max_length - args.max_prompt_length),

@@ -23,7 +23,7 @@ from criterions import StepPlan
 from data_utils.batches import Batch, ExampleTable, Layout, batches_by_length, collate
 from data_utils.dataset import Row
 from data_utils.epoch_plan import EpochPlan, Step, total_steps
-from data_utils.prompts import cut_prompts, encode_prompts
+from data_utils.prompts import cut_prompts, encode_prompts, prompt_template
 from distiller import Distiller
 from evaluation.generation import generate_answers
 from evaluation.rouge import rouge_l
@@ -261,10 +261,11 @@ class Trainer:
 
     def _dev_rouge(self, rows: Sequence[Row]) -> float:
         prompts = encode_prompts(self.tokenizer, [row.prompt for row in rows])
+        ending = prompt_template(self.data_args.prompt_template).ending
         answers_of_seeds = generate_answers(
             self.distiller.student,
             self.tokenizer,
-            cut_prompts(self.tokenizer, prompts, self.data_args.max_prompt_length),
+            cut_prompts(self.tokenizer, prompts, self.data_args.max_prompt_length, ending),
             self.generation,
             self.data_args.max_length - self.data_args.max_prompt_length,
             self._eval_tokens,

@@ -16,13 +16,14 @@ from transformers import PreTrainedTokenizerFast
 
 from arguments import DataArguments, ModelArguments
 from data_utils import dataset
-from data_utils.dataset import Row, load_instruction_data, read_rows
-from data_utils.prompts import alpaca_prompt, cut_prompts, encode_pairs, encode_prompts
+from data_utils.dataset import Row, load_instruction_data
+from data_utils.prompts import cut_prompts, encode_pairs, encode_prompts, prompt_template
 from tiny import make_rows, make_tokenizer
 
 DOLLY = Path(__file__).resolve().parents[2] / "../shared/data/dolly"
 GOOD = {"instruction": "Add.", "output": "Three."}
-MARKER = "### Response:\n"
+ALPACA = prompt_template("alpaca")
+alpaca_prompt = ALPACA.render
 
 
 class Retokenised(Exception):
@@ -34,6 +35,10 @@ def write(path: Path, *rows) -> Path:
     lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
     path.write_bytes(b"\n".join(lines) + b"\n")
     return path
+
+
+def read_rows(path: Path, limit: int = -1, **named) -> list[Row]:
+    return dataset.read_rows(path, ALPACA, limit, **named)
 
 
 def with_bos(add_eos: bool = True) -> PreTrainedTokenizerFast:
@@ -403,24 +408,26 @@ def test_a_text_without_tokens_is_a_prompt_all_the_same():
 def test_long_prompts_lose_their_middle(any_tokenizer, limit):
     prompt = alpaca_prompt("Say red.", "stone " * 200)
     whole, short = encode_prompts(any_tokenizer, [prompt, "Say red."])
-    cut, kept = cut_prompts(any_tokenizer, [whole, short], limit)
+    cut, kept = cut_prompts(any_tokenizer, [whole, short], limit, ALPACA.ending)
     assert kept == short
     assert len(cut) == limit < len(whole)
     assert any(cut == whole[:head] + whole[head - limit :] for head in range(limit // 2, limit))
     text = any_tokenizer.decode(cut, skip_special_tokens=True)
-    assert text.endswith(f"\n\n{MARKER}")
+    assert text.endswith(ALPACA.ending)
     assert (cut[0] == any_tokenizer.bos_token_id) == (any_tokenizer.bos_token_id is not None)
 
 
 def test_the_instructions_head_survives_the_cut(tokenizer):
-    (ids,) = cut_prompts(tokenizer, encode_prompts(tokenizer, [alpaca_prompt("Say red.", "stone " * 200)]), 100)
+    (ids,) = cut_prompts(
+        tokenizer, encode_prompts(tokenizer, [alpaca_prompt("Say red.", "stone " * 200)]), 100, ALPACA.ending
+    )
     assert "### Instruction:\nSay red." in tokenizer.decode(ids)
 
 
 def test_prompts_are_cut_only_where_they_must_be(tokenizer):
     (ids,) = encode_prompts(tokenizer, [alpaca_prompt("Say red.", "stone")])
-    assert cut_prompts(tokenizer, [ids], len(ids)) == [ids]
-    assert len(cut_prompts(tokenizer, [ids], len(ids) - 1)[0]) == len(ids) - 1
+    assert cut_prompts(tokenizer, [ids], len(ids), ALPACA.ending) == [ids]
+    assert len(cut_prompts(tokenizer, [ids], len(ids) - 1, ALPACA.ending)[0]) == len(ids) - 1
 
 
 # --- the data set ----------------------------------------------------------------------------------------------------
@@ -430,7 +437,7 @@ def test_examples_are_the_rows_in_order(train_file, tokenizer, args):
     data = load_instruction_data(train_file, tokenizer, args)
     rows = read_rows(train_file)
     prompts, responses = encode_pairs(tokenizer, [row.prompt for row in rows], [row.responses[0] for row in rows])
-    wanted = list(zip(cut_prompts(tokenizer, prompts, 64), responses))
+    wanted = list(zip(cut_prompts(tokenizer, prompts, 64, ALPACA.ending), responses))
     assert ids_of(data) == wanted
     assert data.lengths.tolist() == [len(prompt) + len(response) for prompt, response in wanted]
     assert data.responses.tolist() == [len(response) for _, response in wanted]

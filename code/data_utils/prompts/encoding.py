@@ -1,22 +1,8 @@
-"""From a row of instruction data to token ids: the Alpaca template, the cut of long prompts."""
+"""Token ids of prompts and responses, and the cut of long prompts."""
 
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
-
-INTRODUCTION = (
-    "Below is an instruction that describes a task{paired}. "
-    "Write a response that appropriately completes the request.\n\n"
-)
-PAIRED = ", paired with an input that provides further context"
-RESPONSE_MARKER = "### Response:\n"
-
-
-def alpaca_prompt(instruction: str, input_text: str) -> str:
-    """The prompt of a row that brings none of its own."""
-    given = f"### Input:\n{input_text}\n\n" if input_text else ""
-    introduction = INTRODUCTION.format(paired=PAIRED if input_text else "")
-    return f"{introduction}### Instruction:\n{instruction}\n\n{given}{RESPONSE_MARKER}"
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
@@ -60,13 +46,13 @@ def encode_pairs(
 
 
 def cut_prompts(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[int]], max_prompt_length: int
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[int]], max_prompt_length: int, ending: str
 ) -> list[list[int]]:
     """Each prompt with at most `max_prompt_length` ids: its first three quarters and its end.
 
-    The instruction stands first and the response marker last, so what goes is the middle of the input text.
+    ending: of the prompt template. The instruction stands first, so the middle of the input text is lost.
     """
-    marker = len(tokenizer(f"\n\n{RESPONSE_MARKER}", add_special_tokens=False)["input_ids"])
-    tail = max(max_prompt_length // 4, marker)
+    ending_length = len(tokenizer(ending, add_special_tokens=False)["input_ids"])
+    tail = min(max(max_prompt_length // 4, ending_length), max_prompt_length)
     head = max_prompt_length - tail
     return [ids if len(ids) <= max_prompt_length else ids[:head] + ids[-tail:] for ids in prompts]
