@@ -2,7 +2,7 @@
 
 In: tokenised examples. Out: `Batch` (tensors) from `collate`.
 
-Shapes: R rows, T tokens of a row, N response positions.
+Shapes: R rows, T tokens per row, N response positions.
 """
 
 import hashlib
@@ -14,13 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# How the examples of a batch lie in its rows; see `collate`.
+# How the examples of a batch lie in its rows; `models.probes.batch_layout` chooses it for the models of a run.
+#   packed: rows of at most --max-length tokens. Positions restart at each example, and Transformers makes the
+#     block-diagonal attention mask of them, whose cost grows with the square of the row: hence the bound.
+#   packed into one row: the same in one row of any length, without padding. For attention that visits one example after
+#     the other and needs no mask: models/attention.py on a CPU, variable-length kernels (flash attention) on a GPU.
+#   padded: one example per row, pads on the right, an attention mask. For models that cannot be packed.
 Layout = Literal["packed", "packed into one row", "padded"]
 
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids; the response ends with EOS unless it was cut."""
+    """Token ids of a prompt and its response, which ends with EOS unless it was cut."""
 
     prompt_ids: Sequence[int]
     response_ids: Sequence[int]
@@ -30,12 +35,12 @@ class Example:
 
     @property
     def predicted(self) -> int:
-        """Response positions: its tokens that have a token before them; without a prompt, all but the first."""
+        """Number of response positions: response tokens that follow another token (without a prompt, not the first)."""
         return len(self) - min(len(self), max(1, len(self.prompt_ids)))
 
     @property
     def key(self) -> bytes:
-        """16 bytes that stand for the token ids, wherever the example came from."""
+        """A hash of the token ids, 16 bytes; the same for equal examples of different data sets."""
         ids = np.concatenate([[len(self.prompt_ids)], self.prompt_ids, self.response_ids])
         return hashlib.blake2b(ids.astype("<i4").tobytes(), digest_size=16).digest()
 
@@ -61,11 +66,13 @@ class ExampleTable(Protocol):
 class Batch:
     """Rows of tokens. Exactly one of `position_ids_RT` (packed) and `attention_mask_RT` (padded) is set.
 
-    response_positions: indices into the flattened [R, T] whose next token, `labels_N`, is a response token.
-    cu_seqlens, longest: of packed examples, where each one begins in the flattened [R, T] and, last, R * T (int32);
-    tokens of the longest.
+    response_positions: N indices into the flattened [R, T]; the token after each, in `labels_N`, is a response token.
+    cu_seqlens (packed only): start of each example in the flattened [R, T], then R * T; int32. The padding at the end
+    of a row counts as an example.
+    longest (packed only): tokens of the longest example.
+    tokens: tokens without padding.
     rows_of_ranks: N on every rank in this micro-step.
-    examples: in the order of their response positions.
+    examples: in the order of their rows, and so of their response positions.
     """
 
     input_ids_RT: Tensor
@@ -81,11 +88,11 @@ class Batch:
 
     @property
     def shares_rows(self) -> bool:
-        """Whether a row holds more than one example, its dummy end among them."""
+        """Whether a row holds more than one example, counting the padding at its end as one."""
         return self.cu_seqlens is not None and len(self.cu_seqlens) - 1 > len(self.input_ids_RT)
 
     def to(self, device: torch.device) -> "Batch":
-        """A copy on `device`, on its way: a GPU takes it from pinned memory while the host goes on."""
+        """A copy on `device`. A GPU copies it from pinned memory, and the host does not wait for that."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
         tensors = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
         if device.type != "cpu":
@@ -100,14 +107,12 @@ def collate(
     layout: Layout,
     rows_of_ranks: tuple[int, ...] = (0,),
 ) -> Batch:
-    """One batch of all examples; of none, a batch of one pad token that keeps a rank in step with the others.
+    """One batch of all examples. Without examples, one pad token, so that the rank stays in step with the others.
 
-    packed: rows of at most `max_length` tokens, `position_ids` restart at each example, row ends are a dummy example.
-    packed into one row: whatever its length; what variable-length attention kernels want.
-    padded: one example per row, pads on the right, an attention mask.
+    max_length: bounds the rows of the packed layout. In a packed row, the padding at the end is an example of its own.
     """
     lengths = [len(example) for example in examples]
-    rows = place(lengths, max_length, layout)
+    rows = assign_rows(lengths, max_length, layout)
     width = max([sum(lengths[i] for i in row) for row in rows], default=1)
     input_ids = np.full((max(1, len(rows)), width), pad_id, dtype=np.int64)
     position_ids = np.tile(np.arange(width), (len(input_ids), 1))
@@ -145,8 +150,8 @@ def collate(
     )
 
 
-def place(lengths: Sequence[int], max_length: int, layout: Layout) -> list[list[int]]:
-    """Indices of the examples of each row."""
+def assign_rows(lengths: Sequence[int], max_length: int, layout: Layout) -> list[list[int]]:
+    """Indices of the examples in each row."""
     if layout == "packed":
         return pack(lengths, max_length)
     if layout == "packed into one row":
@@ -155,10 +160,10 @@ def place(lengths: Sequence[int], max_length: int, layout: Layout) -> list[list[
 
 
 def pack(lengths: Sequence[int], max_length: int) -> list[list[int]]:
-    """Indices of the examples of each row; no row longer than `max_length` (or than its only example).
+    """Indices of the examples in each row. A row has at most `max_length` tokens, or as many as the longest example.
 
-    Longest first into the shortest row, for every number of rows; the smallest padded area wins, and of equal areas
-    the one with shorter rows, whose attention is cheaper.
+    Tries every number of rows: the examples, longest first, each go to the row that is shortest so far. The smallest
+    area (rows x longest row) wins; of equal areas the one with shorter rows, whose attention is cheaper.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     longest, total = max(lengths, default=0), sum(lengths)
@@ -166,7 +171,7 @@ def pack(lengths: Sequence[int], max_length: int) -> list[list[int]]:
     best, best_cost = [], None
     for count in range(-(-total // capacity) if total else 1, len(order) + 1):
         if best_cost is not None and count * longest > best_cost[0]:
-            break  # with more rows of at least this length the area only grows
+            break  # every further row adds at least `longest` to the area
         rows, fill = [[] for _ in range(count)], [0] * count
         for i in order:
             shortest = fill.index(min(fill))
