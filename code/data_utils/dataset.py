@@ -1,7 +1,8 @@
 """Instruction data on disk -> token ids, tokenised once and cached.
 
-In: a jsonl file with `instruction`, `input`, `output` (text or a list of texts) and optionally `prompt`, or with the
-field names of OTHER_NAMES. Out: `InstructionDataset`, memory-mapped token ids through the datasets library.
+In: a jsonl file, one JSON object per line with `instruction`, `input`, `output` (a text or a list of texts) and
+optionally `prompt`, or with the field names of OTHER_NAMES. Out: `InstructionDataset`, token ids that the datasets
+library maps into memory.
 """
 
 import hashlib
@@ -24,20 +25,27 @@ from data_utils.batches import Example, ExampleTable
 from data_utils.prompts import PromptTemplate, cut_prompts, encode_pairs, prompt_template
 
 TOKENISATION = 2  # part of the cache's key: raise it when the same row would give other ids
-KEY_LENGTH = 24  # hexadecimal digits of a cache folder's name
-ROWS_PER_WORKER = 4000  # below this a further process costs more than it saves
+KEY_LENGTH = 24  # hexadecimal digits in the name of a cache folder
+ROWS_PER_WORKER = 4000  # with fewer, another process costs more than it saves
 
-
-# Dolly's own rows (instruction, context, response), and those of TRL (prompt, completion).
+# Rows of Dolly as published (instruction, context, response) and of TRL (prompt, completion).
 OTHER_NAMES = (("input", "context"), ("output", "response"), ("output", "completion"))
-# Chats: the field that holds the turns -> where a turn has its text.
+# Chats: the field with the turns -> the field of a turn with its text.
 CHATS = {"messages": "content", "conversations": "value"}
-OTHER_FILES = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}  # as the datasets library says
+OTHER_FILES = {
+    ".json": "json",
+    ".jsonl": "json",
+    ".parquet": "parquet",
+    ".csv": "csv",
+}  # -> loader of datasets
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line: its prompt, the responses that count as right (training uses the first), and where it stands."""
+    """One line of a jsonl file.
+
+    responses: all that count as right; training uses the first. place: FILE:LINE, for messages.
+    """
 
     prompt: str
     responses: tuple[str, ...]
@@ -45,7 +53,7 @@ class Row:
 
 
 class InstructionDataset(ExampleTable):
-    """The tokenised rows of a file. cut_prompts, cut_responses: how many were too long."""
+    """The tokenised rows of a file. cut_prompts, cut_responses: how many were too long and are cut."""
 
     def __init__(self, table: datasets.Dataset):
         columns = table.data
@@ -60,7 +68,7 @@ class InstructionDataset(ExampleTable):
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> Example:
-        # Straight from the mapped columns: through the data set's own formatting a row takes ten times as long.
+        # Read from the mapped columns: the formatting of `datasets` takes ten times as long per row.
         return Example(self._prompts[index].values.to_numpy(), self._responses[index].values.to_numpy())
 
     def keys(self) -> list[bytes]:
@@ -74,9 +82,9 @@ class InstructionDataset(ExampleTable):
 def load_instruction_data(
     path: Path, tokenizer: PreTrainedTokenizerBase, args: DataArguments, limit: int = -1
 ) -> InstructionDataset:
-    """The tokenised rows of a file, from the cache where they are there already.
+    """The tokenised rows of a file, from the cache if it has them.
 
-    limit: first rows only; -1: all. Raises FileNotFoundError and ValueError as `read_rows` does.
+    limit: number of first rows to use; -1: all. Raises FileNotFoundError and ValueError as `read_rows` does.
     """
     folder = _cache_folder(path, tokenizer, args, limit)
     if args.force_process or not folder.is_dir():
@@ -87,17 +95,17 @@ def load_instruction_data(
 def load_train_and_dev(
     tokenizer: PreTrainedTokenizerBase, args: DataArguments
 ) -> tuple[InstructionDataset, InstructionDataset | None]:
-    """train.jsonl and, where there is one, dev.jsonl of --data-dir. Raises as `load_instruction_data` does."""
+    """train.jsonl and, if it exists, dev.jsonl of --data-dir. Raises as `load_instruction_data` does."""
     train_file, dev_file = (Path(args.data_dir) / f"{name}.jsonl" for name in ("train", "dev"))
     train = load_instruction_data(train_file, tokenizer, args, args.train_num)
     return train, load_instruction_data(dev_file, tokenizer, args, args.dev_num) if dev_file.is_file() else None
 
 
 def read_rows(path: Path, template: PromptTemplate, limit: int = -1, empty_references: bool = False) -> list[Row]:
-    """The rows of a jsonl file. Raises with file, line and remedy: FileNotFoundError, ValueError.
+    """The rows of a jsonl file. Raises FileNotFoundError or ValueError with file, line and remedy.
 
-    template: for rows without a `prompt`. limit: first rows only; -1: all.
-    empty_references: a row may lack an answer, as in evaluation, where it counts 0; its one response is then "".
+    template: for rows without a `prompt`. limit: number of first rows to use; -1: all.
+    empty_references: allows rows without an answer, whose one response is then ""; an evaluation scores them 0.
     """
     check_rows_file(path)
     rows = []
@@ -112,13 +120,13 @@ def read_rows(path: Path, template: PromptTemplate, limit: int = -1, empty_refer
 
 
 def check_rows_file(path: Path) -> None:
-    """Raises FileNotFoundError if there is no such jsonl file, with what is there instead and how to convert it."""
+    """Raises FileNotFoundError if the jsonl file does not exist. It names what exists instead and how to convert it."""
     if path.is_file():
         return
     folder = path.parent
     if folder.is_file():
         raise FileNotFoundError(f"--data-dir {folder}: a file; pass the folder, and name the file {path.name} in it")
-    near = sorted([*folder.glob("*"), *folder.glob("data/*")])  # as exports and as hub data sets lie
+    near = sorted([*folder.glob("*"), *folder.glob("data/*")])  # data sets of the hub keep their files in data/
     others = [file for file in near if file.suffix in OTHER_FILES and file.is_file()]
     fitting = [file for file in others if file.name.startswith(path.stem)]
     if not fitting:
@@ -144,7 +152,7 @@ def _parse(line: str, place: str, template: PromptTemplate, empty_references: bo
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:  # bad syntax, a number of too many digits, too many brackets
-        raise ValueError(f"{place}: not JSON ({error}); write one object a line") from None
+        raise ValueError(f"{place}: not JSON ({error}); write one JSON object per line") from None
     if not isinstance(row, dict):
         raise ValueError(f"{place}: {type(row).__name__}, not an object; write {{'instruction': ..., 'output': ...}}")
     for name, other in OTHER_NAMES:
@@ -163,7 +171,7 @@ def _parse(line: str, place: str, template: PromptTemplate, empty_references: bo
     responses = _responses(row["output"], place, empty_references)
     try:
         "".join((prompt, *responses)).encode()
-    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair; tokenizers refuse it
+    except UnicodeEncodeError as error:  # JSON can escape half of a surrogate pair, which tokenizers refuse
         raise ValueError(f"{place}: not text ({error.reason}); write whole characters") from None
     return Row(prompt, responses, place)
 
@@ -178,7 +186,7 @@ def _responses(output: object, place: str, may_be_empty: bool) -> tuple[str, ...
 
 
 def _chat(row: dict) -> str | None:
-    """What to do with a chat: a row here is one prompt and its response."""
+    """What to do about a row that is a chat; None if it is not."""
     for name, text in CHATS.items():
         if name in row:
             program = (
@@ -193,17 +201,18 @@ def _chat(row: dict) -> str | None:
 
 
 def _python(program: str) -> str:
-    """A line for the shell; between double quotes, which read better, where nothing in it means anything there."""
+    """A shell command. Double quotes read better, so they are used where the shell expands nothing between them."""
     return f"python -c {shlex.quote(program)}" if set(program) & set('"$`\\!') else f'python -c "{program}"'
 
 
 def _tokenise(rows: list[Row], tokenizer: PreTrainedTokenizerBase, args: DataArguments, folder: Path) -> None:
-    """Writes the tokenised rows into `folder`, complete or not at all."""
+    """Writes the tokenised rows into `folder`, which appears under its name only when it is complete."""
     workers = os.cpu_count() or 1 if args.data_process_workers == -1 else args.data_process_workers
     workers = max(1, min(workers, len(rows) // ROWS_PER_WORKER))
     table = datasets.Dataset.from_dict(
         {"prompt": [row.prompt for row in rows], "response": [row.responses[0] for row in rows]}
     )
+    # A name per process, unlike those of runtime.atomic: several runs may tokenise the same rows at once.
     unfinished = folder.with_name(f"{folder.name}.{platform.node()}-{os.getpid()}.tmp")
     datasets.disable_progress_bars()
     table.map(
@@ -220,7 +229,7 @@ def _tokenise(rows: list[Row], tokenizer: PreTrainedTokenizerBase, args: DataArg
     except OSError:
         if not folder.is_dir():
             raise
-        shutil.rmtree(unfinished)  # another process was faster, with the same rows
+        shutil.rmtree(unfinished)  # another process was faster
 
 
 def _encode(batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, args: DataArguments) -> dict[str, list]:
@@ -237,14 +246,14 @@ def _encode(batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, arg
 
 
 def _cache_folder(path: Path, tokenizer: PreTrainedTokenizerBase, args: DataArguments, limit: int) -> Path:
-    """Named by everything that decides the token ids."""
+    """The cache folder; a hash of everything that decides the token ids is part of its name."""
     check_rows_file(path)
     key = hashlib.sha256(path.read_bytes())
-    tokenizer("")  # drops the truncation and padding that a tokenizer may be stored with: they are part of its text
+    tokenizer("")  # resets truncation and padding that the tokenizer was saved with: they are part of `to_str`
     vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
     special = (tokenizer.bos_token_id, tokenizer.eos_token_id)
     parts = [vocabulary, special, args.max_length, args.max_prompt_length, limit, TOKENISATION]
-    if args.prompt_template != "alpaca":  # whose caches are older than the flag
+    if args.prompt_template != "alpaca":  # the only template when the first caches were made
         template = prompt_template(args.prompt_template)
         parts += [template.render("instruction", text) for text in ("", "input")] + [template.ending]
     for part in parts:

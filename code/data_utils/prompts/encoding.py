@@ -6,21 +6,21 @@ from transformers import PreTrainedTokenizerBase
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each prompt, left open for a response; at least one.
+    """Token ids of each prompt, at least one, without the EOS that some tokenizers add.
 
-    A tokenizer that starts texts with BOS starts them with exactly one, whether the text (a rendered chat template) has
-    its own or not; any other special token in the text is content.
+    If the tokenizer starts texts with BOS, the prompt starts with exactly one, even if the text (a rendered chat
+    template) brings its own. Any other special token in the text is content.
     """
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    of_any_text = tokenizer("a")["input_ids"]
-    adds_bos, adds_eos = of_any_text[:1] == [bos], of_any_text[-1:] == [eos]
+    sample = tokenizer("a")["input_ids"]
+    adds_bos, adds_eos = sample[:1] == [bos], sample[-1:] == [eos]
     encoded = []
     for ids in tokenizer(list(prompts))["input_ids"]:
         while adds_bos and ids[1:2] == [bos]:
             ids = ids[1:]
         if adds_eos and ids[-1:] == [eos]:
             ids = ids[:-1]
-        encoded.append(ids or [eos])  # something has to predict the first token of the response
+        encoded.append(ids or [eos])  # the first response token is predicted from the token before it
     return encoded
 
 
@@ -29,7 +29,8 @@ def encode_pairs(
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Token ids of each prompt, and of its response as it follows the prompt, with EOS.
 
-    Both are encoded together, since a token may depend on what stands before it; apart only where one would span both.
+    Prompt and response are encoded as one text, since tokens depend on what precedes them. Where one token would span
+    both, they are encoded apart.
     """
     prompt_ids = encode_prompts(tokenizer, prompts)
     joint_ids = encode_prompts(tokenizer, [prompt + response for prompt, response in zip(prompts, responses)])
