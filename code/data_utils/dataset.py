@@ -32,12 +32,8 @@ ROWS_PER_WORKER = 4000  # with fewer, another process costs more than it saves
 OTHER_NAMES = (("input", "context"), ("output", "response"), ("output", "completion"))
 # Chats: the field with the turns -> the field of a turn with its text.
 CHATS = {"messages": "content", "conversations": "value"}
-OTHER_FILES = {
-    ".json": "json",
-    ".jsonl": "json",
-    ".parquet": "parquet",
-    ".csv": "csv",
-}  # -> loader of datasets
+# Files that the datasets library reads: ending -> name of its loader.
+OTHER_FILES = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
 @dataclass(frozen=True)
