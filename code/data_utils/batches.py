@@ -112,36 +112,35 @@ def collate(
     max_length: bounds the rows of the packed layout. In a packed row, the padding at the end is an example of its own.
     """
     lengths = [len(example) for example in examples]
-    rows = assign_rows(lengths, max_length, layout)
-    width = max([sum(lengths[i] for i in row) for row in rows], default=1)
-    input_ids = np.full((max(1, len(rows)), width), pad_id, dtype=np.int64)
-    position_ids = np.tile(np.arange(width), (len(input_ids), 1))
-    attention_mask = np.zeros_like(input_ids)
-    positions, labels, starts = [], [], [] if rows else [0]
+    rows = assign_rows(lengths, max_length, layout) or [[]]
+    width = max(1, *(sum(lengths[i] for i in row) for row in rows))
+    input_ids_RT = np.full((len(rows), width), pad_id, dtype=np.int64)
+    position_ids_RT = np.zeros_like(input_ids_RT)
+    attention_mask_RT = np.full_like(input_ids_RT, 0 if examples else 1)
+    positions, labels, starts = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)], []
     for r, row in enumerate(rows):
         start = 0
         for i in row:
             starts.append(r * width + start)
             prompt, response, end = examples[i].prompt_ids, examples[i].response_ids, start + lengths[i]
-            input_ids[r, start:end] = np.concatenate([prompt, response])
-            position_ids[r, start:end] = np.arange(lengths[i])
-            attention_mask[r, start:end] = 1
+            input_ids_RT[r, start:end] = np.concatenate([prompt, response])
+            position_ids_RT[r, start:end] = np.arange(lengths[i])
+            attention_mask_RT[r, start:end] = 1
             first = end - examples[i].predicted
             positions.append(r * width + np.arange(first - 1, end - 1))  # position t predicts token t + 1
-            labels.append(input_ids[r, first:end])
+            labels.append(input_ids_RT[r, first:end])
             start = end
         if start < width:
             starts.append(r * width + start)
-            position_ids[r, start:] = np.arange(width - start)
-    if not rows:
-        attention_mask[:] = 1
-    packed, cu_seqlens = layout != "padded", np.array([*starts, input_ids.size], dtype=np.int32)
+            position_ids_RT[r, start:] = np.arange(width - start)
+    packed = layout != "padded"
+    cu_seqlens = np.array([*starts, input_ids_RT.size], dtype=np.int32)
     return Batch(
-        input_ids_RT=torch.from_numpy(input_ids),
-        response_positions=torch.from_numpy(np.concatenate(positions or [np.zeros(0, dtype=np.int64)])),
-        labels_N=torch.from_numpy(np.concatenate(labels or [np.zeros(0, dtype=np.int64)])),
-        position_ids_RT=torch.from_numpy(position_ids) if packed else None,
-        attention_mask_RT=None if packed else torch.from_numpy(attention_mask),
+        input_ids_RT=torch.from_numpy(input_ids_RT),
+        response_positions=torch.from_numpy(np.concatenate(positions)),
+        labels_N=torch.from_numpy(np.concatenate(labels)),
+        position_ids_RT=torch.from_numpy(position_ids_RT) if packed else None,
+        attention_mask_RT=None if packed else torch.from_numpy(attention_mask_RT),
         cu_seqlens=torch.from_numpy(cu_seqlens) if packed else None,
         longest=int(np.diff(cu_seqlens).max()) if packed else 0,
         rows_of_ranks=rows_of_ranks,
@@ -171,7 +170,7 @@ def pack(lengths: Sequence[int], max_length: int) -> list[list[int]]:
     best, best_cost = [], None
     for count in range(-(-total // capacity) if total else 1, len(order) + 1):
         if best_cost is not None and count * longest > best_cost[0]:
-            break  # every further row adds at least `longest` to the area
+            break  # the area is at least count * longest, so more rows cannot win
         rows, fill = [[] for _ in range(count)], [0] * count
         for i in order:
             shortest = fill.index(min(fill))
