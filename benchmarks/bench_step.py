@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import distributed as dist
 from transformers import LlamaForCausalLM
@@ -34,7 +35,7 @@ from workload import DOLLY, SMOLLM2, SMOLLM2_10L, in_process, llama, write_resul
 
 from arguments import DataArguments, KDArguments, TrainArguments  # noqa: E402
 from criterions import build_criterion  # noqa: E402
-from data_utils.batches import Example, collate  # noqa: E402
+from data_utils.batches import Example, ExampleTable, collate  # noqa: E402
 from distiller import Distiller  # noqa: E402
 from evaluation.results import format_table  # noqa: E402
 from models.heads import SplitModel, find_head  # noqa: E402
@@ -98,12 +99,16 @@ class MasterWeights:
             parameter.grad = None
 
 
-class Rows:
-    """The examples as the cache's pass takes a data set."""
+class Rows(ExampleTable):
+    """Examples in memory, the longest first."""
 
     def __init__(self, examples: list[Example]):
         self.examples = sorted(examples, key=len, reverse=True)
-        self.lengths = [len(example) for example in self.examples]
+        self.lengths = np.array([len(example) for example in self.examples])
+        self.responses = np.array([len(example.response_ids) for example in self.examples])
+
+    def __len__(self) -> int:
+        return len(self.examples)
 
     def __getitem__(self, index: int) -> Example:
         return self.examples[index]

@@ -165,6 +165,9 @@ class DataArguments(Group):
     dev_num: int = option(-1, "Use the first dev rows only; -1: all.", at_least=1, also={-1: "for all of them"})
     max_length: int = option(512, "Tokens of prompt and response together.")
     max_prompt_length: int = option(256, "Longer prompts are cut in the middle.", at_least=32)
+    prompt_template: str = option(
+        "alpaca", "For rows without a prompt: alpaca, none (as they are), or one of your own."
+    )
     packing: bool = option(True, "Place several examples in one row; off, or for models that cannot: padding.")
     data_process_workers: int = option(
         -1, "Tokenisation processes; -1: one per core.", at_least=1, also={-1: "for one per core"}
@@ -307,6 +310,9 @@ class EvaluateArguments(Group):
     max_length: int | None = option(None, "Tokens of prompt and answer together; default: as the run, else 512.")
     max_prompt_length: int | None = option(
         None, "Longer prompts are cut in the middle; default: as the run, else 256.", at_least=32
+    )
+    prompt_template: str | None = option(
+        None, "For rows without a prompt of their own; default: as the run, else alpaca."
     )
     save_dir: str | None = option(
         None, "Results; default: eval/<checkpoint's name> beside the checkpoint.", aliases=["--save"]

@@ -29,6 +29,7 @@ from criterions import Criterion
 from data_utils.batches import Layout
 from data_utils.dataset import InstructionDataset, load_train_and_dev, read_rows
 from data_utils.epoch_plan import EpochPlan, epoch_plan, total_steps
+from data_utils.prompts import prompt_template
 from distiller import Distiller
 from evaluation.rouge import tokenizer_warning
 from models.heads import SplitModel
@@ -129,7 +130,8 @@ def prepare(argv: list[str]) -> Trainer | None:
     log_plan(plan, steps)
     # Only generation needs the text again; the dev loss has its token ids.
     dev_file = Path(config.data.data_dir) / "dev.jsonl"
-    dev_rows = read_rows(dev_file, config.data.dev_num) if config.train.eval_gen else []
+    template = prompt_template(config.data.prompt_template)
+    dev_rows = read_rows(dev_file, template, config.data.dev_num) if config.train.eval_gen else []
     references = (response for row in dev_rows for response in row.responses)
     if warning := tokenizer_warning("dev references", references, config.generation.rouge_tokenizer):
         logger.warning(warning)

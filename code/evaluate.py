@@ -25,7 +25,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data_utils.dataset import Row, read_rows
-from data_utils.prompts import cut_prompts, encode_prompts
+from data_utils.prompts import cut_prompts, encode_prompts, prompt_template
 from evaluation.defaults import fill_in
 from evaluation.generation import generate_answers
 from evaluation.results import Evaluation, summarise, table, write_summary
@@ -79,13 +79,14 @@ def load(args: EvaluateArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerB
 def read_data(args: EvaluateArguments) -> dict[str, list[Row]]:
     """The rows of every data set, by the name of its folder. Raises ValueError, FileNotFoundError."""
     folders = [Path(folder).resolve() for folder in args.data_dir]
+    template = prompt_template(args.prompt_template)
     last_parts = [folder.name for folder in dict.fromkeys(folders)]
     data: dict[str, list[Row]] = {}
     for folder in folders:
         # 11_ of data/sinst/11_ says nothing alone, and two folders of one name are told apart by one part more.
         speaks = any(map(str.isalpha, folder.name)) and last_parts.count(folder.name) == 1
         data[folder.name if speaks else "-".join(folder.parts[-2:])] = read_rows(
-            folder / f"{args.split}.jsonl", args.dev_num, empty_references=True
+            folder / f"{args.split}.jsonl", template, args.dev_num, empty_references=True
         )
     return data
 
@@ -144,7 +145,7 @@ def answer(
     return generate_answers(
         model,
         tokenizer,
-        cut_prompts(tokenizer, prompts, args.max_prompt_length),
+        cut_prompts(tokenizer, prompts, args.max_prompt_length, prompt_template(args.prompt_template).ending),
         generation,
         args.max_length - args.max_prompt_length,
         args.eval_batch_size * args.max_length,

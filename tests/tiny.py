@@ -38,9 +38,10 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     trainer = trainers.BpeTrainer(
         vocab_size=400, special_tokens=["<pad>", "<eos>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
-    from data_utils.prompts import alpaca_prompt
+    from data_utils.prompts import prompt_template
 
-    texts = [alpaca_prompt(row["instruction"], row["input"]) + str(row["output"]) for row in make_rows(50, seed=1)]
+    alpaca = prompt_template("alpaca")
+    texts = [alpaca.render(row["instruction"], row["input"]) + str(row["output"]) for row in make_rows(50, seed=1)]
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
 

@@ -1,1 +1,1 @@
-"""Rows, prompts, data sets, batches."""
+"""Instruction data: rows, prompts, tokenised data sets, batches, the plan of an epoch."""

@@ -2,25 +2,30 @@
 
 In: tokenised examples. Out: `Batch` (tensors) from `collate`.
 
-Shapes: R rows, T tokens of a row, N response positions.
+Shapes: R rows, T tokens per row, N response positions.
 """
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-# How the examples of a batch lie in its rows; see `collate`.
+# How the examples of a batch lie in its rows; `models.probes.batch_layout` chooses it for the models of a run.
+#   packed: rows of at most --max-length tokens. Positions restart at each example, and Transformers makes the
+#     block-diagonal attention mask of them, whose cost grows with the square of the row: hence the bound.
+#   packed into one row: the same in one row of any length, without padding. For attention that visits one example after
+#     the other and needs no mask: models/attention.py on a CPU, variable-length kernels (flash attention) on a GPU.
+#   padded: one example per row, pads on the right, an attention mask. For models that cannot be packed.
 Layout = Literal["packed", "packed into one row", "padded"]
 
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids; the response ends with EOS unless it was cut."""
+    """Token ids of a prompt and its response, which ends with EOS unless it was cut."""
 
     prompt_ids: Sequence[int]
     response_ids: Sequence[int]
@@ -30,25 +35,44 @@ class Example:
 
     @property
     def predicted(self) -> int:
-        """Response positions: its tokens that have a token before them; without a prompt, all but the first."""
+        """Number of response positions: response tokens that follow another token (without a prompt, not the first)."""
         return len(self) - min(len(self), max(1, len(self.prompt_ids)))
 
     @property
     def key(self) -> bytes:
-        """16 bytes that stand for the token ids, wherever the example came from."""
+        """A hash of the token ids, 16 bytes; the same for equal examples of different data sets."""
         ids = np.concatenate([[len(self.prompt_ids)], self.prompt_ids, self.response_ids])
         return hashlib.blake2b(ids.astype("<i4").tobytes(), digest_size=16).digest()
+
+
+class ExampleTable(Protocol):
+    """Tokenised examples by index: what plans, batches, the teacher cache and the loop need of a data set.
+
+    lengths, responses: tokens per example, and how many of them are the response's.
+    """
+
+    lengths: np.ndarray
+    responses: np.ndarray
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+    def keys(self) -> list[bytes]:
+        """`Example.key` of every example."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """Rows of tokens. Exactly one of `position_ids_RT` (packed) and `attention_mask_RT` (padded) is set.
 
-    response_positions: indices into the flattened [R, T] whose next token, `labels_N`, is a response token.
-    cu_seqlens, longest: of packed examples, where each one begins in the flattened [R, T] and, last, R * T (int32);
-    tokens of the longest.
+    response_positions: N indices into the flattened [R, T]; the token after each, in `labels_N`, is a response token.
+    cu_seqlens (packed only): start of each example in the flattened [R, T], then R * T; int32. The padding at the end
+    of a row counts as an example.
+    longest (packed only): tokens of the longest example.
+    tokens: tokens without padding.
     positions_per_rank: N on every rank in this micro-step.
-    examples: in the order of their response positions.
+    examples: in the order of their rows, and so of their response positions.
     """
 
     input_ids_RT: Tensor
@@ -64,11 +88,11 @@ class Batch:
 
     @property
     def shares_rows(self) -> bool:
-        """Whether a row holds more than one example, its dummy end among them."""
+        """Whether a row holds more than one example, counting the padding at its end as one."""
         return self.cu_seqlens is not None and len(self.cu_seqlens) - 1 > len(self.input_ids_RT)
 
     def to(self, device: torch.device) -> "Batch":
-        """A copy on `device`, on its way: a GPU takes it from pinned memory while the host goes on."""
+        """A copy on `device`. A GPU copies it from pinned memory, and the host does not wait for that."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
         tensors = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
         if device.type != "cpu":
@@ -83,43 +107,40 @@ def collate(
     layout: Layout,
     positions_per_rank: tuple[int, ...] = (0,),
 ) -> Batch:
-    """One batch of all examples; of none, a batch of one pad token that keeps a rank in step with the others.
+    """One batch of all examples. Without examples, one pad token, so that the rank stays in step with the others.
 
-    packed: rows of at most `max_length` tokens, `position_ids` restart at each example, row ends are a dummy example.
-    packed into one row: whatever its length; what variable-length attention kernels want.
-    padded: one example per row, pads on the right, an attention mask.
+    max_length: bounds the rows of the packed layout. In a packed row, the padding at the end is an example of its own.
     """
     lengths = [len(example) for example in examples]
-    rows = place(lengths, max_length, layout)
-    width = max([sum(lengths[i] for i in row) for row in rows], default=1)
-    input_ids = np.full((max(1, len(rows)), width), pad_id, dtype=np.int64)
-    position_ids = np.tile(np.arange(width), (len(input_ids), 1))
-    attention_mask = np.zeros_like(input_ids)
-    positions, labels, starts = [], [], [] if rows else [0]
+    rows = assign_rows(lengths, max_length, layout) or [[]]
+    width = max(1, *(sum(lengths[i] for i in row) for row in rows))
+    input_ids_RT = np.full((len(rows), width), pad_id, dtype=np.int64)
+    position_ids_RT = np.zeros_like(input_ids_RT)
+    attention_mask_RT = np.full_like(input_ids_RT, 0 if examples else 1)
+    positions, labels, starts = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)], []
     for r, row in enumerate(rows):
         start = 0
         for i in row:
             starts.append(r * width + start)
             prompt, response, end = examples[i].prompt_ids, examples[i].response_ids, start + lengths[i]
-            input_ids[r, start:end] = np.concatenate([prompt, response])
-            position_ids[r, start:end] = np.arange(lengths[i])
-            attention_mask[r, start:end] = 1
+            input_ids_RT[r, start:end] = np.concatenate([prompt, response])
+            position_ids_RT[r, start:end] = np.arange(lengths[i])
+            attention_mask_RT[r, start:end] = 1
             first = end - examples[i].predicted
             positions.append(r * width + np.arange(first - 1, end - 1))  # position t predicts token t + 1
-            labels.append(input_ids[r, first:end])
+            labels.append(input_ids_RT[r, first:end])
             start = end
         if start < width:
             starts.append(r * width + start)
-            position_ids[r, start:] = np.arange(width - start)
-    if not rows:
-        attention_mask[:] = 1
-    packed, cu_seqlens = layout != "padded", np.array([*starts, input_ids.size], dtype=np.int32)
+            position_ids_RT[r, start:] = np.arange(width - start)
+    packed = layout != "padded"
+    cu_seqlens = np.array([*starts, input_ids_RT.size], dtype=np.int32)
     return Batch(
-        input_ids_RT=torch.from_numpy(input_ids),
-        response_positions=torch.from_numpy(np.concatenate(positions or [np.zeros(0, dtype=np.int64)])),
-        labels_N=torch.from_numpy(np.concatenate(labels or [np.zeros(0, dtype=np.int64)])),
-        position_ids_RT=torch.from_numpy(position_ids) if packed else None,
-        attention_mask_RT=None if packed else torch.from_numpy(attention_mask),
+        input_ids_RT=torch.from_numpy(input_ids_RT),
+        response_positions=torch.from_numpy(np.concatenate(positions)),
+        labels_N=torch.from_numpy(np.concatenate(labels)),
+        position_ids_RT=torch.from_numpy(position_ids_RT) if packed else None,
+        attention_mask_RT=None if packed else torch.from_numpy(attention_mask_RT),
         cu_seqlens=torch.from_numpy(cu_seqlens) if packed else None,
         longest=int(np.diff(cu_seqlens).max()) if packed else 0,
         positions_per_rank=positions_per_rank,
@@ -128,8 +149,8 @@ def collate(
     )
 
 
-def place(lengths: Sequence[int], max_length: int, layout: Layout) -> list[list[int]]:
-    """Indices of the examples of each row."""
+def assign_rows(lengths: Sequence[int], max_length: int, layout: Layout) -> list[list[int]]:
+    """Indices of the examples in each row."""
     if layout == "packed":
         return pack(lengths, max_length)
     if layout == "packed into one row":
@@ -138,10 +159,10 @@ def place(lengths: Sequence[int], max_length: int, layout: Layout) -> list[list[
 
 
 def pack(lengths: Sequence[int], max_length: int) -> list[list[int]]:
-    """Indices of the examples of each row; no row longer than `max_length` (or than its only example).
+    """Indices of the examples in each row. A row has at most `max_length` tokens, or as many as the longest example.
 
-    Longest first into the shortest row, for every number of rows; the smallest padded area wins, and of equal areas
-    the one with shorter rows, whose attention is cheaper.
+    Tries every number of rows: the examples, longest first, each go to the row that is shortest so far. The smallest
+    area (rows x longest row) wins; of equal areas the one with shorter rows, whose attention is cheaper.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     longest, total = max(lengths, default=0), sum(lengths)
@@ -149,7 +170,7 @@ def pack(lengths: Sequence[int], max_length: int) -> list[list[int]]:
     best, best_cost = [], None
     for count in range(-(-total // capacity) if total else 1, len(order) + 1):
         if best_cost is not None and count * longest > best_cost[0]:
-            break  # with more rows of at least this length the area only grows
+            break  # the area is at least count * longest, so more rows cannot win
         rows, fill = [[] for _ in range(count)], [0] * count
         for i in order:
             shortest = fill.index(min(fill))
@@ -162,25 +183,14 @@ def pack(lengths: Sequence[int], max_length: int) -> list[list[int]]:
 
 
 def batches_by_length(lengths: Sequence[int], tokens: int, ranks: int = 1) -> list[list[int]]:
-    """Indices, the longest first, in batches of `ranks` times as many as fit into `tokens` padded to their longest.
+    """Indices, the longest first, in the fewest batches.
 
-    The fewest batches; and of all ways to make so few, the one with the least padding.
+    A batch takes as many as fit into `tokens` when they are padded to its longest (at least one), times `ranks`.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    # For the first `end` of them: how many batches, the padded tokens, where the last batch starts.
-    best = [(0, 0, 0)]
-    for end in range(1, len(order) + 1):
-        choices = []
-        for start in range(end - 1, -1, -1):
-            width = int(lengths[order[start]])
-            if end - start > max(1, tokens // width) * ranks:
-                break
-            batches, padded, _ = best[start]
-            choices.append((batches + 1, padded + (end - start) * width, start))
-        best.append(min(choices))
-    batches, end = [], len(order)
-    while end:
-        start = best[end][2]
-        batches.insert(0, order[start:end])
-        end = start
+    batches = []
+    while order:
+        size = max(1, tokens // int(lengths[order[0]])) * ranks
+        batches.append(order[:size])
+        order = order[size:]
     return batches

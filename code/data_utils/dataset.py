@@ -1,7 +1,8 @@
 """Instruction data on disk -> token ids, tokenised once and cached.
 
-In: a jsonl file with `instruction`, `input`, `output` (text or a list of texts) and optionally `prompt`, or with the
-field names of OTHER_NAMES. Out: `InstructionDataset`, memory-mapped token ids through the datasets library.
+In: a jsonl file, one JSON object per line with `instruction`, `input`, `output` (a text or a list of texts) and
+optionally `prompt`, or with the field names of OTHER_NAMES. Out: `InstructionDataset`, token ids that the datasets
+library maps into memory.
 """
 
 import hashlib
@@ -20,36 +21,35 @@ import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerBase
 
 from arguments import DataArguments
-from data_utils.batches import Example
-from data_utils.prompts import alpaca_prompt, cut_prompts, encode_pairs
+from data_utils.batches import Example, ExampleTable
+from data_utils.prompts import PromptTemplate, cut_prompts, encode_pairs, prompt_template
 
 TOKENISATION = 2  # part of the cache's key: raise it when the same row would give other ids
-KEY_LENGTH = 24  # hexadecimal digits of a cache folder's name
-ROWS_PER_WORKER = 4000  # below this a further process costs more than it saves
+KEY_LENGTH = 24  # hexadecimal digits in the name of a cache folder
+ROWS_PER_WORKER = 4000  # with fewer, another process costs more than it saves
 
-
-# Dolly's own rows (instruction, context, response), and those of TRL (prompt, completion).
+# Rows of Dolly as published (instruction, context, response) and of TRL (prompt, completion).
 OTHER_NAMES = (("input", "context"), ("output", "response"), ("output", "completion"))
-# Chats: the field that holds the turns -> where a turn has its text.
+# Chats: the field with the turns -> the field of a turn with its text.
 CHATS = {"messages": "content", "conversations": "value"}
-OTHER_FILES = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}  # as the datasets library says
+# Files that the datasets library reads: ending -> name of its loader.
+OTHER_FILES = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line: its prompt, the responses that count as right (training uses the first), and where it stands."""
+    """One line of a jsonl file.
+
+    responses: all that count as right; training uses the first. place: FILE:LINE, for messages.
+    """
 
     prompt: str
     responses: tuple[str, ...]
     place: str = field(default="", compare=False)
 
 
-class InstructionDataset:
-    """Tokenised examples by index.
-
-    lengths, responses: tokens of each example, and how many of them are the response's.
-    cut_prompts, cut_responses: how many were too long.
-    """
+class InstructionDataset(ExampleTable):
+    """The tokenised rows of a file. cut_prompts, cut_responses: how many were too long and are cut."""
 
     def __init__(self, table: datasets.Dataset):
         columns = table.data
@@ -64,11 +64,10 @@ class InstructionDataset:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> Example:
-        # Straight from the mapped columns: through the data set's own formatting a row takes ten times as long.
+        # Read from the mapped columns: the formatting of `datasets` takes ten times as long per row.
         return Example(self._prompts[index].values.to_numpy(), self._responses[index].values.to_numpy())
 
     def keys(self) -> list[bytes]:
-        """`Example.key` of every example."""
         columns = self._prompts, self._responses
         ids = [pc.list_flatten(column).to_numpy() for column in columns]
         ends = [_list_lengths(column).cumsum()[:-1] for column in columns]
@@ -79,29 +78,30 @@ class InstructionDataset:
 def load_instruction_data(
     path: Path, tokenizer: PreTrainedTokenizerBase, args: DataArguments, limit: int = -1
 ) -> InstructionDataset:
-    """The tokenised rows of a file, from the cache where they are there already.
+    """The tokenised rows of a file, from the cache if it has them.
 
-    limit: first rows only; -1: all. Raises FileNotFoundError and ValueError as `read_rows` does.
+    limit: number of first rows to use; -1: all. Raises FileNotFoundError and ValueError as `read_rows` does.
     """
     folder = _cache_folder(path, tokenizer, args, limit)
     if args.force_process or not folder.is_dir():
-        _tokenise(read_rows(path, limit), tokenizer, args, folder)
+        _tokenise(read_rows(path, prompt_template(args.prompt_template), limit), tokenizer, args, folder)
     return InstructionDataset(datasets.load_from_disk(str(folder)))
 
 
 def load_train_and_dev(
     tokenizer: PreTrainedTokenizerBase, args: DataArguments
 ) -> tuple[InstructionDataset, InstructionDataset | None]:
-    """train.jsonl and, where there is one, dev.jsonl of --data-dir. Raises as `load_instruction_data` does."""
+    """train.jsonl and, if it exists, dev.jsonl of --data-dir. Raises as `load_instruction_data` does."""
     train_file, dev_file = (Path(args.data_dir) / f"{name}.jsonl" for name in ("train", "dev"))
     train = load_instruction_data(train_file, tokenizer, args, args.train_num)
     return train, load_instruction_data(dev_file, tokenizer, args, args.dev_num) if dev_file.is_file() else None
 
 
-def read_rows(path: Path, limit: int = -1, empty_references: bool = False) -> list[Row]:
-    """The rows of a jsonl file. Raises with file, line and remedy: FileNotFoundError, ValueError.
+def read_rows(path: Path, template: PromptTemplate, limit: int = -1, empty_references: bool = False) -> list[Row]:
+    """The rows of a jsonl file. Raises FileNotFoundError or ValueError with file, line and remedy.
 
-    empty_references: a row may lack an answer, as in evaluation, where it counts 0; its one response is then "".
+    template: for rows without a `prompt`. limit: number of first rows to use; -1: all.
+    empty_references: allows rows without an answer, whose one response is then ""; an evaluation scores them 0.
     """
     check_rows_file(path)
     rows = []
@@ -109,20 +109,20 @@ def read_rows(path: Path, limit: int = -1, empty_references: bool = False) -> li
         if limit != -1 and len(rows) == limit:
             break
         if line.strip():
-            rows.append(_parse(line, f"{path}:{number}", empty_references))
+            rows.append(_parse(line, f"{path}:{number}", template, empty_references))
     if not rows:
         raise ValueError(f"{path}: no rows; every line holds one JSON object with instruction, input and output")
     return rows
 
 
 def check_rows_file(path: Path) -> None:
-    """Raises FileNotFoundError if there is no such jsonl file, with what is there instead and how to convert it."""
+    """Raises FileNotFoundError if the jsonl file does not exist. It names what exists instead and how to convert it."""
     if path.is_file():
         return
     folder = path.parent
     if folder.is_file():
         raise FileNotFoundError(f"--data-dir {folder}: a file; pass the folder, and name the file {path.name} in it")
-    near = sorted([*folder.glob("*"), *folder.glob("data/*")])  # as exports and as hub data sets lie
+    near = sorted([*folder.glob("*"), *folder.glob("data/*")])  # data sets of the hub keep their files in data/
     others = [file for file in near if file.suffix in OTHER_FILES and file.is_file()]
     fitting = [file for file in others if file.name.startswith(path.stem)]
     if not fitting:
@@ -144,11 +144,11 @@ def _lines(path: Path) -> Iterator[str]:
                 raise ValueError(f"{path}:{number}: not UTF-8 ({error.reason}); convert the file to UTF-8") from None
 
 
-def _parse(line: str, place: str, empty_references: bool) -> Row:
+def _parse(line: str, place: str, template: PromptTemplate, empty_references: bool) -> Row:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:  # bad syntax, a number of too many digits, too many brackets
-        raise ValueError(f"{place}: not JSON ({error}); write one object a line") from None
+        raise ValueError(f"{place}: not JSON ({error}); write one JSON object per line") from None
     if not isinstance(row, dict):
         raise ValueError(f"{place}: {type(row).__name__}, not an object; write {{'instruction': ..., 'output': ...}}")
     for name, other in OTHER_NAMES:
@@ -157,7 +157,9 @@ def _parse(line: str, place: str, empty_references: bool) -> Row:
     for name in ("instruction", "input", "prompt"):
         if not isinstance(row.get(name), str | None):
             raise ValueError(f"{place}: {name} is {type(row[name]).__name__}; write a string")
-    prompt = row.get("prompt") or (row.get("instruction") and alpaca_prompt(row["instruction"], row.get("input") or ""))
+    prompt = row.get("prompt")
+    if not prompt and row.get("instruction"):
+        prompt = template.render(row["instruction"], row.get("input") or "")
     if not prompt:
         raise ValueError(f"{place}: {_chat(row) or 'neither instruction nor prompt; every row needs one of them'}")
     if "output" not in row:
@@ -165,7 +167,7 @@ def _parse(line: str, place: str, empty_references: bool) -> Row:
     responses = _responses(row["output"], place, empty_references)
     try:
         "".join((prompt, *responses)).encode()
-    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair; tokenizers refuse it
+    except UnicodeEncodeError as error:  # JSON can escape half of a surrogate pair, which tokenizers refuse
         raise ValueError(f"{place}: not text ({error.reason}); write whole characters") from None
     return Row(prompt, responses, place)
 
@@ -180,7 +182,7 @@ def _responses(output: object, place: str, may_be_empty: bool) -> tuple[str, ...
 
 
 def _chat(row: dict) -> str | None:
-    """What to do with a chat: a row here is one prompt and its response."""
+    """What to do about a row that is a chat; None if it is not."""
     for name, text in CHATS.items():
         if name in row:
             program = (
@@ -195,21 +197,22 @@ def _chat(row: dict) -> str | None:
 
 
 def _python(program: str) -> str:
-    """A line for the shell; between double quotes, which read better, where nothing in it means anything there."""
+    """A shell command. Double quotes read better, so they are used where the shell expands nothing between them."""
     return f"python -c {shlex.quote(program)}" if set(program) & set('"$`\\!') else f'python -c "{program}"'
 
 
 def _tokenise(rows: list[Row], tokenizer: PreTrainedTokenizerBase, args: DataArguments, folder: Path) -> None:
-    """Writes the tokenised rows into `folder`, complete or not at all."""
+    """Writes the tokenised rows into `folder`, which appears under its name only when it is complete."""
     workers = os.cpu_count() or 1 if args.data_process_workers == -1 else args.data_process_workers
     workers = max(1, min(workers, len(rows) // ROWS_PER_WORKER))
     table = datasets.Dataset.from_dict(
         {"prompt": [row.prompt for row in rows], "response": [row.responses[0] for row in rows]}
     )
+    # A name per process, unlike those of runtime.atomic: several runs may tokenise the same rows at once.
     unfinished = folder.with_name(f"{folder.name}.{platform.node()}-{os.getpid()}.tmp")
     datasets.disable_progress_bars()
     table.map(
-        lambda batch: _encode(batch, tokenizer, args.max_length, args.max_prompt_length),
+        lambda batch: _encode(batch, tokenizer, args),
         batched=True,
         num_proc=workers if workers > 1 else None,
         remove_columns=["prompt", "response"],
@@ -222,31 +225,34 @@ def _tokenise(rows: list[Row], tokenizer: PreTrainedTokenizerBase, args: DataArg
     except OSError:
         if not folder.is_dir():
             raise
-        shutil.rmtree(unfinished)  # another process was faster, with the same rows
+        shutil.rmtree(unfinished)  # another process was faster
 
 
-def _encode(
-    batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, max_length: int, max_prompt_length: int
-) -> dict[str, list]:
+def _encode(batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, args: DataArguments) -> dict[str, list]:
     whole_prompts, responses = encode_pairs(tokenizer, batch["prompt"], batch["response"])
-    prompts = cut_prompts(tokenizer, whole_prompts, max_prompt_length)
-    room = [max_length - len(ids) for ids in prompts]
+    ending = prompt_template(args.prompt_template).ending
+    prompts = cut_prompts(tokenizer, whole_prompts, args.max_prompt_length, ending)
+    room = [args.max_length - len(ids) for ids in prompts]
     return {
         "prompt_ids": prompts,
         "response_ids": [ids[:fits] for ids, fits in zip(responses, room)],
-        "prompt_cut": [len(ids) > max_prompt_length for ids in whole_prompts],
+        "prompt_cut": [len(ids) > args.max_prompt_length for ids in whole_prompts],
         "response_cut": [len(ids) > fits for ids, fits in zip(responses, room)],
     }
 
 
 def _cache_folder(path: Path, tokenizer: PreTrainedTokenizerBase, args: DataArguments, limit: int) -> Path:
-    """Named by everything that decides the token ids."""
+    """The cache folder; a hash of everything that decides the token ids is part of its name."""
     check_rows_file(path)
     key = hashlib.sha256(path.read_bytes())
-    tokenizer("")  # drops the truncation and padding that a tokenizer may be stored with: they are part of its text
+    tokenizer("")  # resets truncation and padding that the tokenizer was saved with: they are part of `to_str`
     vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
     special = (tokenizer.bos_token_id, tokenizer.eos_token_id)
-    for part in (vocabulary, special, args.max_length, args.max_prompt_length, limit, TOKENISATION):
+    parts = [vocabulary, special, args.max_length, args.max_prompt_length, limit, TOKENISATION]
+    if args.prompt_template != "alpaca":  # the only template when the first caches were made
+        template = prompt_template(args.prompt_template)
+        parts += [template.render("instruction", text) for text in ("", "input")] + [template.ending]
+    for part in parts:
         key.update(repr(part).encode())
     root = Path(args.processed_data_dir or Path(datasets.config.HF_DATASETS_CACHE) / "instruction_data")
     root.mkdir(parents=True, exist_ok=True)

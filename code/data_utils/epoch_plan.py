@@ -1,7 +1,7 @@
-"""Which examples every rank takes in every step of an epoch.
+"""Which examples each rank takes in each step of an epoch.
 
-In: lengths of the examples, and the flags. Out: `Step` (plain ints), the same on every rank, so that token counts need
-no communication.
+In: lengths of the examples, and the flags. Out: `Step`s of plain ints, the same on every rank, so that every rank knows
+the token counts of all without communication.
 """
 
 from bisect import bisect_left
@@ -11,15 +11,14 @@ from functools import cached_property
 import numpy as np
 
 from arguments import TrainArguments
-from data_utils.batches import Layout
-from data_utils.dataset import InstructionDataset
+from data_utils.batches import ExampleTable, Layout
 
 
 @dataclass(frozen=True)
 class Step:
     """One optimiser step: `examples[micro_step][rank]` are indices into the data set.
 
-    tokens: response tokens of each micro-step and rank.
+    tokens: response tokens per micro-step and rank.
     """
 
     examples: tuple[tuple[tuple[int, ...], ...], ...]
@@ -28,13 +27,16 @@ class Step:
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """Which examples make which step: a function of seed, epoch and batch shape alone, so a restart finds its place.
+    """The steps of every epoch, decided by seed, epoch and batch shape alone, so that a resumed run finds its place.
 
-    Every epoch has `len(plan)` steps of `accumulation_steps` micro-steps. A micro-batch, a micro-step's share of one
-    rank, has `batch_size` examples; the last step of an epoch takes what is left. Or it has as many as fit into
-    `tokens_per_micro_batch`: then the examples are dealt like cards sorted by length, so that all micro-batches of an
-    epoch have nearly equal tokens and numbers, and no step is short. Within a micro-step the ranks get equal numbers
-    and nearly equal work.
+    An epoch has `steps_per_epoch` steps of `accumulation_steps` micro-steps. A micro-batch is one rank's part of a
+    micro-step. With `batch_size` it has that many examples, and the last step of an epoch takes what is left.
+
+    With `tokens_per_micro_batch` it has as many as fit. The examples, sorted by length, are then dealt like cards, one
+    to each micro-batch of the epoch in every round. So each micro-batch has one example of each range of lengths: all
+    have nearly equal numbers of tokens and of examples, and no step is short.
+
+    Within a micro-step the ranks get equal numbers of examples and nearly equal work.
     """
 
     lengths: np.ndarray  # tokens of each example
@@ -44,76 +46,78 @@ class EpochPlan:
     world_size: int
     seed: int
     tokens_per_micro_batch: int | None = None  # instead of batch_size; at least the longest example
-    layout: Layout = "packed"  # decides what a token budget has to hold
+    layout: Layout = "packed"  # the token budget counts the padding of padded batches
 
     @property
     def micro_batches_per_step(self) -> int:
         return self.accumulation_steps * self.world_size
 
     def __len__(self) -> int:
-        return self._steps_an_epoch
+        return self.steps_per_epoch
 
     @cached_property
-    def _steps_an_epoch(self) -> int:
+    def steps_per_epoch(self) -> int:
+        """With a token budget, the smallest number at which every micro-batch fits, however the rounds are shuffled."""
         count = len(self.lengths)
         if self.tokens_per_micro_batch is None:
             return -(-count // (self.batch_size * self.micro_batches_per_step))
         longest_first = -np.sort(-self.lengths)
 
         def fits(steps: int) -> bool:
-            hands = steps * self.micro_batches_per_step
-            # The worst hand: the longest card of every round.
-            rounds = longest_first[::hands]
-            held = len(rounds) * rounds[0] if self.layout == "padded" else rounds.sum()
-            return bool(held <= self.tokens_per_micro_batch)
+            longest_per_round = longest_first[
+                :: steps * self.micro_batches_per_step
+            ]  # the fullest possible micro-batch
+            padded = len(longest_per_round) * longest_per_round[0]
+            tokens = padded if self.layout == "padded" else longest_per_round.sum()
+            return bool(tokens <= self.tokens_per_micro_batch)
 
         return 1 + bisect_left(range(1, count), True, key=fits)
 
     def steps(self, epoch: int, start: int = 0) -> list[Step]:
-        """The steps of an epoch, from step `start` on."""
+        """The steps of an epoch, without the first `start`."""
         draw = np.random.default_rng([self.seed, epoch])
         micro_steps = self._shuffled(draw) if self.tokens_per_micro_batch is None else self._dealt(draw)
         per_step = self.accumulation_steps
         return [self._step(micro_steps[i : i + per_step]) for i in range(start * per_step, len(micro_steps), per_step)]
 
     def _shuffled(self, draw: np.random.Generator) -> list[np.ndarray]:
-        """Micro-steps of equal numbers."""
+        """Micro-steps of equal numbers of examples."""
         order = draw.permutation(len(self.lengths))
         size = self.batch_size * self.world_size
         return [order[i : i + size] for i in range(0, len(order), size)]
 
     def _dealt(self, draw: np.random.Generator) -> list[np.ndarray]:
-        """Micro-steps of nearly equal tokens: a round deals the longest that are left, one a hand, in random order."""
-        count, hands = len(self.lengths), len(self) * self.micro_batches_per_step
-        rounds = np.full((-(-count // hands), hands), -1)
+        """Micro-steps of nearly equal tokens. Each round deals the longest examples left, in random order."""
+        count, micro_batches = len(self.lengths), self.steps_per_epoch * self.micro_batches_per_step
+        rounds = np.full((-(-count // micro_batches), micro_batches), -1)
         rounds.flat[:count] = np.argsort(-self.lengths, kind="stable")
         rounds = draw.permuted(rounds, axis=1)
-        micro_steps = (rounds[:, i : i + self.world_size] for i in range(0, hands, self.world_size))
+        micro_steps = (rounds[:, i : i + self.world_size] for i in range(0, micro_batches, self.world_size))
         return [micro_step[micro_step >= 0] for micro_step in micro_steps]
 
     def _step(self, micro_steps: list[np.ndarray]) -> Step:
-        examples = tuple(self._deal(micro_step) for micro_step in micro_steps if len(micro_step))
+        examples = tuple(self._balanced(micro_step) for micro_step in micro_steps if len(micro_step))
         tokens = tuple(tuple(int(self.responses[list(rank)].sum()) for rank in ranks) for ranks in examples)
         return Step(examples, tokens)
 
-    def _deal(self, indices: np.ndarray) -> tuple[tuple[int, ...], ...]:
-        """To the ranks in rounds, the longest first; each round's hardest to the rank that has least work."""
+    def _balanced(self, indices: np.ndarray) -> tuple[tuple[int, ...], ...]:
+        """A micro-step's examples per rank, in rounds, longest first; a round's hardest goes to who has least work."""
         order = indices[np.argsort(-self.lengths[indices], kind="stable")]
-        # A response token costs about as much in the loss over the vocabulary as in the models.
+        # The loss over the vocabulary costs about as much per response token as the models do.
         work = self.lengths[order] + self.responses[order]
         ranks: list[list[int]] = [[] for _ in range(self.world_size)]
         done = np.zeros(self.world_size, dtype=np.int64)
         for first in range(0, len(order), self.world_size):
-            of_round = slice(first, first + self.world_size)
-            hardest_first = first + np.argsort(-work[of_round], kind="stable")
-            for rank, place in zip(np.argsort(done, kind="stable"), hardest_first):
-                ranks[rank].append(int(order[place]))
-                done[rank] += work[place]
+            in_round = slice(first, first + self.world_size)
+            hardest_first = first + np.argsort(-work[in_round], kind="stable")
+            for rank, i in zip(np.argsort(done, kind="stable"), hardest_first):
+                ranks[rank].append(int(order[i]))
+                done[rank] += work[i]
         return tuple(tuple(rank) for rank in ranks)
 
 
-def epoch_plan(train: InstructionDataset, args: TrainArguments, world_size: int, layout: Layout) -> EpochPlan:
-    """Which rows make which step, as the flags say."""
+def epoch_plan(train: ExampleTable, args: TrainArguments, world_size: int, layout: Layout) -> EpochPlan:
+    """The plan that the flags ask for."""
     return EpochPlan(
         lengths=train.lengths,
         responses=train.responses,

@@ -5,25 +5,26 @@ from dataclasses import replace
 from arguments import EvaluateArguments
 from models.folders import find_checkpoint, locate, run_arguments
 
-LENGTHS = {"max_length": 512, "max_prompt_length": 256}  # without a run to take them from; the defaults of training
+# Without a run to take them from: the defaults of training.
+WITHOUT_RUN = {"max_length": 512, "max_prompt_length": 256, "prompt_template": "alpaca"}
 
 
 def fill_in(args: EvaluateArguments) -> EvaluateArguments:
-    """Paths become checkpoints; data and lengths become those of the run. Raises ValueError."""
+    """Paths become checkpoints; data, lengths and prompt template become those of the run. Raises ValueError."""
     model_path = find_checkpoint("--model-path", args.model_path)
     peft_path = None if args.peft_path is None else find_checkpoint("--peft-path", args.peft_path)
     run = run_arguments(peft_path or model_path)
     data_dir = args.data_dir or [run[name] for name in ("data_dir",) if name in run]
     if not data_dir:
         raise ValueError(f"--data-dir: name a folder; {peft_path or model_path} has no run beside it to take it from")
-    lengths = {
+    of_run = {
         name: run.get(name, default) if getattr(args, name) is None else getattr(args, name)
-        for name, default in LENGTHS.items()
+        for name, default in WITHOUT_RUN.items()
     }
     return replace(
         args,
         model_path=model_path,
         peft_path=peft_path,
         data_dir=[str(locate(folder)) for folder in data_dir],
-        **lengths,
+        **of_run,
     )

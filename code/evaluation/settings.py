@@ -17,7 +17,7 @@ from evaluation.generation import decoding
 from models.files import digest
 from models.loading import adapter_base
 
-PROMPT_TEMPLATE = "alpaca, or the row's own prompt"
+BATCHES = 2  # how prompts are batched: raise it when the same prompts would give other batches
 CHECKPOINT_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")  # weights, config, tokenizer
 
 
@@ -27,13 +27,17 @@ def evaluation_settings(
     """As JSON has it. All but `weights` is equal for checkpoints that are evaluated in the same way."""
     of_rows = hashlib.sha256(json.dumps([(row.prompt, row.responses) for row in rows]).encode()).hexdigest()
     # A batch draws from one generator, so what is in it decides what is drawn.
-    draws = {"tokens_per_batch": args.eval_batch_size * args.max_length, "device": model.device.type}
+    draws = {
+        "batches": BATCHES,
+        "tokens_per_batch": args.eval_batch_size * args.max_length,
+        "device": model.device.type,
+    }
     return {
         "weights": _weights(args, model),
         "set": name,
         "split": args.split,
         "rows": {"count": len(rows), "sha256": of_rows},
-        "prompt_template": PROMPT_TEMPLATE,
+        "prompt_template": f"{args.prompt_template}, or the row's own prompt",
         "max_length": args.max_length,
         "max_prompt_length": args.max_prompt_length,
         "decoding": decoding(generation, args.max_length - args.max_prompt_length),

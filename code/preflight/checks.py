@@ -11,6 +11,7 @@ from arguments import TrainConfig
 from criterions import Criterion, build_criterion, unused_arguments
 from criterions.fused import check_compiler
 from data_utils.dataset import InstructionDataset, check_rows_file
+from data_utils.prompts import prompt_template
 from models.attention import check_attention
 from models.files import check_adapter_path, check_model_path, check_revision
 from models.sharding import sharding_settings
@@ -56,6 +57,8 @@ def check(config: TrainConfig) -> tuple[TrainConfig, Criterion, DeepSpeedSetting
     if criterion is not None and criterion.needs_teacher:
         with report.check():
             _check_teacher(config)
+    with report.check():
+        prompt_template(config.data.prompt_template)
     with report.check():
         _check_data(config)
     report.stop_on_errors()

@@ -6,7 +6,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from arguments import TrainConfig
 from data_utils.dataset import read_rows
-from data_utils.prompts import INTRODUCTION
+from data_utils.prompts import prompt_template
+from data_utils.prompts.alpaca import INTRODUCTION
 from models.loading import load_tokenizer
 from models.vocabulary import shared_vocabulary
 from preflight.report import Report
@@ -73,7 +74,8 @@ def _generation_ends(model: ModelFacts) -> list[int]:
 def _uses_alpaca(config: TrainConfig) -> bool:
     """Whether the first rows are in the template, by default or in a `prompt` of their own."""
     opening = INTRODUCTION.partition("{")[0]
-    return any(row.prompt.startswith(opening) for row in read_rows(Path(config.data.data_dir) / "train.jsonl", 8))
+    rows = read_rows(Path(config.data.data_dir) / "train.jsonl", prompt_template(config.data.prompt_template), 8)
+    return any(row.prompt.startswith(opening) for row in rows)
 
 
 def _warn_of_chat(ours: PreTrainedTokenizerBase, teacher_path: str, report: Report) -> None:

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, PretrainedConfig
 
 from arguments import TrainConfig
-from data_utils.dataset import InstructionDataset
+from data_utils.batches import ExampleTable
 from runtime.deepspeed_settings import DeepSpeedSettings
 from runtime.ranks import all_ranks
 from teacher.cache import TeacherCache, fingerprint
@@ -22,7 +22,7 @@ from teacher.states import CachedTeacher, LiveTeacher
 def build_teacher(
     config: TrainConfig,
     settings: DeepSpeedSettings,
-    datasets: Sequence[InstructionDataset],
+    datasets: Sequence[ExampleTable],
     pad_id: int,
     device: torch.device,
 ) -> LiveTeacher | CachedTeacher:

@@ -26,8 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from arguments import TeacherArguments
-from data_utils.batches import Example
-from data_utils.dataset import InstructionDataset
+from data_utils.batches import Example, ExampleTable
 from models.files import INDEX, MODEL, digest, weight_files
 from models.heads import LanguageModelHead
 from models.sharding import frozen_linear
@@ -76,7 +75,7 @@ class TeacherCache:
                 self._places[key.tobytes()] = path.name, first, count
                 first += count
 
-    def missing(self, datasets: Sequence[InstructionDataset]) -> list[tuple[InstructionDataset, int]]:
+    def missing(self, datasets: Sequence[ExampleTable]) -> list[tuple[ExampleTable, int]]:
         """Examples, each once, whose states are not there yet, as (data set, index); longest first."""
         found = {
             key: (data, index) for data in datasets for index, key in enumerate(data.keys()) if key not in self._places

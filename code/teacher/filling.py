@@ -11,8 +11,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from arguments import DataArguments
-from data_utils.batches import Layout, collate
-from data_utils.dataset import InstructionDataset
+from data_utils.batches import ExampleTable, Layout, collate
 from models.heads import LanguageModelHead, SplitModel
 from models.probes import batch_layout
 from runtime.log import duration, logger
@@ -23,7 +22,7 @@ from teacher.loading import LoadedTeacher
 SECONDS_BETWEEN_LINES = 60.0  # of the log, about the pass
 TOKENS_PER_BATCH = 8192  # of the pass: no gradient and no logits, so there is room for many
 
-Missing = Sequence[tuple[InstructionDataset, int]]
+Missing = Sequence[tuple[ExampleTable, int]]
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class CacheFiller:
     """load: of the teacher, collective. pad_id, device: of the batches."""
 
     cache: TeacherCache
-    datasets: Sequence[InstructionDataset]
+    datasets: Sequence[ExampleTable]
     load: Callable[[], LoadedTeacher]
     args: DataArguments
     pad_id: int

@@ -14,8 +14,7 @@ from deepspeed import DeepSpeedEngine
 from torch import Tensor
 from torch import distributed as dist
 
-from data_utils.batches import Example
-from data_utils.dataset import InstructionDataset
+from data_utils.batches import Example, ExampleTable
 from data_utils.epoch_plan import Step
 from runtime.atomic import write_text
 from runtime.log import logger
@@ -35,7 +34,7 @@ class StepGuard:
     """Looks at every step after it was taken, or not. `bad_steps`: in a row, up to now."""
 
     engine: DeepSpeedEngine
-    data: InstructionDataset
+    data: ExampleTable
     save_dir: Path
     max_bad_steps: int
     bad_steps: int = 0

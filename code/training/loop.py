@@ -20,10 +20,10 @@ from transformers import PreTrainedTokenizerBase
 
 from arguments import DataArguments, GenerationArguments, TrainArguments
 from criterions import StepTokens
-from data_utils.batches import Batch, Layout, batches_by_length, collate
-from data_utils.dataset import InstructionDataset, Row
+from data_utils.batches import Batch, ExampleTable, Layout, batches_by_length, collate
+from data_utils.dataset import Row
 from data_utils.epoch_plan import EpochPlan, Step, total_steps
-from data_utils.prompts import cut_prompts, encode_prompts
+from data_utils.prompts import cut_prompts, encode_prompts, prompt_template
 from distiller import Distiller
 from evaluation.generation import generate_answers
 from evaluation.rouge import rouge_l
@@ -44,8 +44,8 @@ NOTABLE_MASS = 0.01
 class Data:
     """What is trained on and what is measured on; `dev_rows` has the text of `dev` for generation."""
 
-    train: InstructionDataset
-    dev: InstructionDataset | None
+    train: ExampleTable
+    dev: ExampleTable | None
     dev_rows: Sequence[Row]
     layout: Layout
 
@@ -165,7 +165,7 @@ class Trainer:
             lambda pair: self._batch(self.data.train, pair[0][rank], pair[1]), micro_steps, self.engine.device
         )
 
-    def _batch(self, data: InstructionDataset, indices: Sequence[int], positions_per_rank: tuple[int, ...]) -> Batch:
+    def _batch(self, data: ExampleTable, indices: Sequence[int], positions_per_rank: tuple[int, ...]) -> Batch:
         examples = [data[i] for i in indices]
         pad_id, length = self.tokenizer.pad_token_id, self.data_args.max_length
         batch = collate(examples, pad_id, length, self.data.layout, positions_per_rank)
@@ -225,7 +225,7 @@ class Trainer:
             append_record(Path(self.args.save_dir) / "dev_metrics.jsonl", {"step": step, "epoch": epoch, **scores})
         return scores
 
-    def _dev_loss(self, dev: InstructionDataset) -> float:
+    def _dev_loss(self, dev: ExampleTable) -> float:
         total = torch.zeros((), dtype=torch.float64, device=self.engine.device)
         with torch.no_grad(), closing(self._dev_batches(dev, len(dev))) as batches:
             for batch in batches:
@@ -233,7 +233,7 @@ class Trainer:
         dist.all_reduce(total)
         return total.item() / int(dev.responses.sum())
 
-    def _dev_batches(self, dev: InstructionDataset, rows: int) -> Iterator[Batch]:
+    def _dev_batches(self, dev: ExampleTable, rows: int) -> Iterator[Batch]:
         """This rank's, of the first rows; equally many on every rank, as whatever is sharded under ZeRO-3 needs."""
         rank, world_size = dist.get_rank(), dist.get_world_size()
         of_all_ranks = batches_by_length(dev.lengths[:rows], self._eval_tokens, world_size)
@@ -261,10 +261,11 @@ class Trainer:
 
     def _dev_rouge(self, rows: Sequence[Row]) -> float:
         prompts = encode_prompts(self.tokenizer, [row.prompt for row in rows])
+        ending = prompt_template(self.data_args.prompt_template).ending
         answers_of_seeds = generate_answers(
             self.distiller.student,
             self.tokenizer,
-            cut_prompts(self.tokenizer, prompts, self.data_args.max_prompt_length),
+            cut_prompts(self.tokenizer, prompts, self.data_args.max_prompt_length, ending),
             self.generation,
             self.data_args.max_length - self.data_args.max_prompt_length,
             self._eval_tokens,

@@ -1,7 +1,7 @@
 """Downloads databricks-dolly-15k and writes `train.jsonl`, `dev.jsonl` and `valid.jsonl`.
 
-In: the data set `databricks/databricks-dolly-15k` of the Hugging Face hub (CC BY-SA 3.0). Out: one JSON object per
-line with `instruction`, `input` (the passage that the instruction is about, often empty) and `output`.
+In: the data set `databricks/databricks-dolly-15k` of the Hugging Face hub (CC BY-SA 3.0). Out: one JSON object per line
+with `instruction`, `input` (the passage that the instruction is about, often empty) and `output`.
 
     python scripts/data/prepare_dolly.py [--output-dir data/dolly] [--force]
 """
@@ -19,9 +19,9 @@ Example = dict[str, str]
 
 
 def to_examples(rows: Iterable[Mapping[str, str]]) -> list[Example]:
-    """Rows of the hub in the framework's schema and in their order, without empty rows and exact duplicates.
+    """The hub's rows in the schema of this project, in the same order, without empty rows and exact duplicates.
 
-    A duplicate could otherwise be in the training split and in the test split.
+    A duplicate could otherwise be in the training split and in the test set.
     """
     examples: dict[tuple[str, str, str], Example] = {}
     for row in rows:
@@ -33,7 +33,7 @@ def to_examples(rows: Iterable[Mapping[str, str]]) -> list[Example]:
 
 
 def split_examples(examples: Sequence[Example], dev_num: int, valid_num: int, seed: int) -> dict[str, list[Example]]:
-    """Disjoint `valid`, `dev` and `train` (the rest), in an order that depends on the seed only.
+    """Disjoint `valid`, `dev` and `train` (the rest), shuffled by the seed.
 
     Raises ValueError if nothing is left to train on.
     """
@@ -52,7 +52,7 @@ def split_examples(examples: Sequence[Example], dev_num: int, valid_num: int, se
 
 
 def refuse_to_overwrite(output_dir: Path, force: bool) -> None:
-    """Raises FileExistsError if a file to be written exists and `force` is off."""
+    """Raises FileExistsError if a file that would be written exists and `force` is off."""
     present = [path.name for path in sorted(output_dir.glob("*.jsonl")) if path.stem in ("train", "dev", "valid")]
     if present and not force:
         raise FileExistsError(
@@ -61,7 +61,7 @@ def refuse_to_overwrite(output_dir: Path, force: bool) -> None:
 
 
 def write_splits(splits: Mapping[str, Sequence[Example]], output_dir: Path) -> None:
-    """Writes one `<split>.jsonl` per split. They get their names when all are complete, so none is half written."""
+    """Writes `<split>.jsonl` per split. The files get their names when all are complete."""
     output_dir.mkdir(parents=True, exist_ok=True)
     partial = {split: output_dir / f".{split}.jsonl.partial" for split in splits}
     try:
@@ -81,7 +81,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dev-num", type=int, default=1000, help="rows of dev.jsonl")
     parser.add_argument("--valid-num", type=int, default=500, help="rows of valid.jsonl, the test set")
     parser.add_argument("--seed", type=int, default=10, help="decides the split")
-    parser.add_argument("--force", action="store_true", help="replace files that are there")
+    parser.add_argument("--force", action="store_true", help="replace existing files")
     arguments = parser.parse_args(argv)
     for flag, value in (("--dev-num", arguments.dev_num), ("--valid-num", arguments.valid_num)):
         if value < 1:
@@ -92,7 +92,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     arguments = parse_arguments(argv)
     refuse_to_overwrite(arguments.output_dir, arguments.force)
-    from datasets import load_dataset  # seconds to import: not before the checks above
+    from datasets import load_dataset  # takes seconds to import, so only after the checks
 
     examples = to_examples(load_dataset(HUB_ID, split="train"))
     splits = split_examples(examples, arguments.dev_num, arguments.valid_num, arguments.seed)
@@ -104,5 +104,5 @@ def main(argv: Sequence[str]) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except (ValueError, OSError) as error:  # also: no network
+    except (ValueError, OSError) as error:  # OSError: also no network
         sys.exit(f"prepare_dolly.py: {error}")

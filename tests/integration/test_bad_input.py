@@ -31,7 +31,10 @@ TABLE: dict[str, tuple[list[str], list[str]]] = {
     # data
     "no data file": (["--data-dir", "{W}/nothing"], ["--data-dir {W}/nothing: no train.jsonl there; see"]),
     "empty data file": (["--data-dir", "{W}/empty"], ["{W}/empty/train.jsonl: no rows; every line holds"]),
-    "broken JSON": (["--data-dir", "{W}/broken_json"], ["{W}/broken_json/train.jsonl:3: not JSON", "write one object"]),
+    "broken JSON": (
+        ["--data-dir", "{W}/broken_json"],
+        ["{W}/broken_json/train.jsonl:3: not JSON", "one JSON object"],
+    ),
     "wrong type": (["--data-dir", "{W}/wrong_type"], ["{W}/wrong_type/train.jsonl:3: instruction is int; write a"]),
     "missing field": (["--data-dir", "{W}/missing_field"], ["{W}/missing_field/train.jsonl:3: no output; write the"]),
     "empty response": (["--data-dir", "{W}/empty_response"], ["train.jsonl:3: output is empty or not text; write"]),
@@ -45,6 +48,10 @@ TABLE: dict[str, tuple[list[str], list[str]]] = {
     "unknown objective": (
         ["--kd-objective", "tody"],
         ["--kd-objective tody: unknown objective; did you mean todi?"],
+    ),
+    "unknown prompt template": (
+        ["--prompt-template", "chatml"],
+        ["--prompt-template chatml: unknown template; choose"],
     ),
     "unknown flag": (["--kd-objektive", "todi"], ["--kd-objektive: unknown flag; did you mean --kd-objective?"]),
     "out of range": (["--kd-rate", "1.5"], ["--kd-rate 1.5: pass a number of at least 0 and at most 1"]),
@@ -151,6 +158,10 @@ TABLE: dict[str, tuple[list[str], list[str]]] = {
     "evaluate: no data": (
         ["evaluate", "--data-dir", "{W}/nothing"],
         ["--data-dir {W}/nothing: no valid.jsonl there; see"],
+    ),
+    "evaluate: unknown prompt template": (
+        ["evaluate", "--prompt-template", "chatml"],
+        ["--prompt-template chatml: unknown template; choose"],
     ),
     "evaluate: unknown flag": (["evaluate", "--sede", "1"], ["--sede: unknown flag; did you mean --seed?"]),
     # on one rank alone: the last there is

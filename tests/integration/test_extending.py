@@ -1,24 +1,30 @@
-"""The objective of docs/extending.md works as it stands there: one file, and every entry point knows it."""
+"""Objective and prompt template of docs/extending.md work as they stand there: one file each, known to every entry."""
 
 import json
 import re
 import shutil
 import sys
 
+from datasets import load_from_disk
+
 from integration.launch import ROOT, run
+from models.loading import load_tokenizer
 
 
-def test_the_documented_objective_trains(tiny, rows, tmp_path):
+def test_the_documented_objective_and_template_train(tiny, rows, tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/extending.md").read_text(), flags=re.DOTALL)
-    (objective,) = [block for block in blocks if "@register" in block]
+    (objective,) = [block for block in blocks if "import Criterion" in block]
+    (template,) = [block for block in blocks if "import PromptTemplate" in block]
     shutil.copytree(ROOT / "code", tmp_path / "code", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "code/criterions/hellinger.py").write_text(objective)
+    (tmp_path / "code/data_utils/prompts/vicuna.py").write_text(template)
     command = [
         *(sys.executable, str(tmp_path / "code/distillation.py"), "--kd-objective", "adakd+hellinger"),
         *("--hellinger-power", "0.75"),
         *("--model-path", str(tiny / "student"), "--teacher-model-path", str(tiny / "teacher")),
         *("--data-dir", str(rows), "--save-dir", str(tmp_path / "run"), "--kd-rate", "1", "--total-iters", "12"),
         *("--batch-size", "12", "--num-epochs", "6", "--log-interval", "1", "--lr", "3e-3", "--dev-num", "2"),
+        *("--prompt-template", "vicuna", "--processed-data-dir", str(tmp_path / "tokenised")),
     ]
     done = run(command)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -30,3 +36,6 @@ def test_the_documented_objective_trains(tiny, rows, tmp_path):
     assert "--hellinger-power POWER" in help_text and "(default: 0.5)" in help_text
     refused = run([*command, "--hellinger-power", "1.5"])
     assert "--hellinger-power 1.5: pass a number above 0 and at most 1" in refused.stderr
+    (train,) = (tmp_path / "tokenised").glob("*-train-*")
+    prompt = load_tokenizer(str(tiny / "student")).decode(load_from_disk(str(train))[0]["prompt_ids"])
+    assert prompt.startswith("USER: Say ") and prompt.endswith(" ASSISTANT:")

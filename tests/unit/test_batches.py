@@ -1,6 +1,5 @@
-"""Packing, collation and the plan of an epoch: nothing is lost, nothing is doubled, and the restart finds its place."""
+"""Packing, collation and the plan of an epoch: nothing is lost or doubled, and a resumed run finds its place."""
 
-import itertools
 from typing import get_args
 
 import numpy as np
@@ -10,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_utils.batches import Batch, Example, Layout, batches_by_length, collate, pack
-from data_utils.epoch_plan import EpochPlan, Step
+from data_utils.epoch_plan import EpochPlan
 from pretend_device import DEVICE, Rehearsal
 
 PAD = 0
@@ -31,7 +30,7 @@ LAYOUTS = get_args(Layout)
 
 def predictions(batch: Batch) -> list[tuple[tuple[int, ...], int]]:
     """What the loss reads at each position: the tokens that the prediction sees, and the label."""
-    rows, width = batch.input_ids_RT.shape
+    width = batch.input_ids_RT.shape[1]
     seen = []
     for position, label in zip(batch.response_positions.tolist(), batch.labels_N.tolist()):
         r, t = divmod(position, width)
@@ -41,7 +40,6 @@ def predictions(batch: Batch) -> list[tuple[tuple[int, ...], int]]:
             assert batch.attention_mask_RT[r, : t + 1].all()
             start = 0
         seen.append((tuple(batch.input_ids_RT[r, start : t + 1].tolist()), label))
-    assert rows * width == batch.input_ids_RT.numel()
     return seen
 
 
@@ -57,31 +55,22 @@ def wanted_predictions(examples: list[Example]) -> list[tuple[tuple[int, ...], i
 # --- pack ------------------------------------------------------------------------------------------------------------
 
 
-@quick
-@given(lengths=st.lists(st.integers(1, 60), max_size=12), max_length=max_lengths)
-def test_pack_places_every_example_once_in_bounded_rows(lengths, max_length):
-    rows = pack(lengths, max_length)
-    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
-    assert all(rows)
-    sums = [sum(lengths[i] for i in row) for row in rows]
-    assert all(total <= max(max_length, *lengths) for total in sums)
+def area_of(rows: list[list[int]], lengths: list[int]) -> int:
+    return len(rows) * max(sum(lengths[i] for i in row) for row in rows)
 
 
 @quick
 @given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=12), max_length=max_lengths)
-def test_packing_is_never_larger_than_padding_to_the_longest(lengths, max_length):
+def test_packed_rows_are_bounded_and_never_larger_than_padded_ones(lengths, max_length):
     rows = pack(lengths, max_length)
-    area = len(rows) * max(sum(lengths[i] for i in row) for row in rows)
-    assert sum(lengths) <= area <= len(lengths) * max(lengths)
+    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+    assert all(0 < sum(lengths[i] for i in row) <= max(max_length, *lengths) for row in rows)
+    assert sum(lengths) <= area_of(rows, lengths) <= len(lengths) * max(lengths)
 
 
-@pytest.mark.parametrize(
-    ("lengths", "max_length", "area"),
-    [([10, 9, 1], 10, 20), ([5, 5, 5, 5], 10, 20), ([100, 30, 30, 40], 100, 200), ([7], 100, 7), ([8, 8, 8], 15, 24)],
-)
-def test_packing_finds_the_small_area(lengths, max_length, area):
-    rows = pack(lengths, max_length)
-    assert len(rows) * max(sum(lengths[i] for i in row) for row in rows) == area
+def test_packing_finds_the_small_area():
+    for lengths, max_length, area in (([10, 9, 1], 10, 20), ([100, 30, 30, 40], 100, 200), ([8, 8, 8], 15, 24)):
+        assert area_of(pack(lengths, max_length), lengths) == area
 
 
 def test_of_equal_areas_the_shorter_rows_win():
@@ -96,49 +85,16 @@ def test_of_equal_areas_the_shorter_rows_win():
 def test_the_loss_reads_exactly_the_response_tokens(examples, max_length, layout):
     batch = collate(examples, PAD, max_length, layout)
     assert sorted(predictions(batch)) == sorted(wanted_predictions(examples))
-    assert batch.tokens == sum(map(len, examples))
-    assert len(set(batch.response_positions.tolist())) == len(batch.labels_N) == len(batch.response_positions)
-
-
-@quick
-@given(examples=example_lists, max_length=max_lengths)
-def test_packed_rows_hold_each_example_once_and_positions_restart(examples, max_length):
-    batch = collate(examples, PAD, max_length, "packed")
-    assert batch.attention_mask_RT is None
-    found = []
-    for ids, positions in zip(batch.input_ids_RT.tolist(), batch.position_ids_RT.tolist()):
-        starts = [t for t, position in enumerate(positions) if position == 0]
-        assert starts[0] == 0
-        for start, end in zip(starts, [*starts[1:], len(ids)]):
-            assert positions[start:end] == list(range(end - start))
-            found.append(ids[start:end])
-    real = sorted([*example.prompt_ids.tolist(), *example.response_ids.tolist()] for example in examples)
-    assert sorted(ids for ids in found if any(ids)) == real  # what is left are row ends of pads
-    longest = max(map(len, examples))
-    assert batch.input_ids_RT.shape[1] <= max(max_length, longest)
-
-
-@quick
-@given(examples=example_lists, max_length=max_lengths)
-def test_one_row_holds_all_examples(examples, max_length):
-    batch = collate(examples, PAD, max_length, "packed into one row")
-    assert batch.input_ids_RT.shape == (1, sum(map(len, examples)))  # nothing is padding
-    assert int((batch.position_ids_RT == 0).sum()) == len(examples)
-    assert sorted(predictions(batch)) == sorted(wanted_predictions(examples))
-
-
-@quick
-@given(examples=example_lists)
-def test_padded_rows_are_the_examples_in_order(examples):
-    batch = collate(examples, PAD, 10, "padded")
-    assert batch.position_ids_RT is None
+    assert len(set(batch.response_positions.tolist())) == len(batch.labels_N)
     lengths = [len(example) for example in examples]
-    assert batch.input_ids_RT.shape == (len(examples), max(lengths))
-    assert batch.attention_mask_RT.sum(1).tolist() == lengths
-    for row, mask, example in zip(batch.input_ids_RT, batch.attention_mask_RT, examples):
-        ids = [*example.prompt_ids, *example.response_ids]
-        assert row.tolist() == ids + [PAD] * (max(lengths) - len(ids))
-        assert mask.tolist() == [1] * len(ids) + [0] * (max(lengths) - len(ids))
+    assert batch.tokens == int((batch.input_ids_RT != PAD).sum()) == sum(lengths)
+    rows, width = batch.input_ids_RT.shape
+    if layout == "padded":
+        assert (rows, width) == (len(examples), max(lengths)) and batch.position_ids_RT is None
+        assert batch.attention_mask_RT.tolist() == [[1] * n + [0] * (width - n) for n in lengths]
+    else:
+        assert width <= max(max_length, *lengths) if layout == "packed" else (rows, width) == (1, sum(lengths))
+        assert batch.attention_mask_RT is None
 
 
 def test_pads_inside_the_text_are_tokens():
@@ -148,16 +104,10 @@ def test_pads_inside_the_text_are_tokens():
     assert batch.attention_mask_RT.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
 
 
-def test_a_response_without_a_prompt_starts_at_its_second_token():
+def test_an_example_may_lack_its_prompt_or_its_response():
     for layout in LAYOUTS:
-        batch = collate([Example([], [5, 6, 7])], PAD, 10, layout)
-        assert (batch.response_positions.tolist(), batch.labels_N.tolist()) == ([0, 1], [6, 7])
-
-
-def test_an_example_without_a_response_adds_no_loss():
-    for layout in LAYOUTS:
-        batch = collate([Example([5, 6], []), Example([7], [8])], PAD, 10, layout)
-        assert predictions(batch) == [((7,), 8)]
+        assert predictions(collate([Example([], [5, 6, 7])], PAD, 10, layout)) == [((5,), 6), ((5, 6), 7)]
+        assert predictions(collate([Example([5, 6], []), Example([7], [8])], PAD, 10, layout)) == [((7,), 8)]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -180,7 +130,7 @@ def test_batches_move_whole():
     assert not rehearsal.waits
 
 
-@pytest.mark.parametrize("layout", ["packed", "packed into one row", "padded"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @quick
 @given(lengths=st.lists(st.integers(1, 30), max_size=8))
 def test_the_boundaries_are_where_positions_restart(layout, lengths):
@@ -197,29 +147,24 @@ def test_the_boundaries_are_where_positions_restart(layout, lengths):
 # --- batches by length -----------------------------------------------------------------------------------------------
 
 
-def contiguous_batches(count):
-    """All ways to cut `range(count)` into pieces."""
-    for cuts in itertools.product([False, True], repeat=max(0, count - 1)):
-        edges = [0, *(i + 1 for i, cut in enumerate(cuts) if cut), count]
-        yield [range(start, end) for start, end in itertools.pairwise(edges) if start < end]
+def fewest(lengths, fits) -> int:
+    """Batches of a partition of the sorted lengths, by trying every size of the first batch."""
+    sizes = [size for size in range(1, len(lengths) + 1) if fits(lengths[:size])]
+    return 1 + min(fewest(lengths[size:], fits) for size in sizes) if lengths else 0
 
 
 @quick
 @given(lengths=st.lists(st.integers(1, 30), max_size=8), tokens=st.integers(1, 100), ranks=st.integers(1, 3))
-def test_batches_by_length_are_few_and_tight(lengths, tokens, ranks):
-    def padded(batches, of):
-        return sum(len(batch) * max(of[i] for i in batch) for batch in batches)
+def test_batches_by_length_fit_and_are_the_fewest(lengths, tokens, ranks):
+    def fits(batch):
+        return len(batch) <= max(1, tokens // batch[0]) * ranks
 
     batches = batches_by_length(lengths, tokens, ranks)
-    ordered = sorted(lengths, reverse=True)
-    assert [lengths[i] for batch in batches for i in batch] == ordered
+    of_lengths = [[lengths[i] for i in batch] for batch in batches]
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
-    allowed = [
-        pieces
-        for pieces in contiguous_batches(len(lengths))
-        if all(len(piece) <= max(1, tokens // ordered[piece[0]]) * ranks for piece in pieces)
-    ]
-    assert (len(batches), padded(batches, lengths)) == min((len(p), padded(p, ordered)) for p in allowed)
+    assert [length for batch in of_lengths for length in batch] == sorted(lengths, reverse=True)
+    assert all(fits(batch) for batch in of_lengths)
+    assert len(batches) == fewest(sorted(lengths, reverse=True), fits)
 
 
 def test_one_long_prompt_does_not_pad_the_short_ones():
@@ -261,68 +206,51 @@ def order(plan: EpochPlan, epoch: int = 1) -> list[list[list[int]]]:
 
 
 @quick
-@given(plan=plans, epoch=st.integers(1, 5))
-def test_an_epoch_takes_each_example_once(plan, epoch):
+@given(plan=plans, epoch=st.integers(1, 5), start=st.integers(0, 70))
+def test_an_epoch_takes_each_example_once_and_a_resumed_one_the_rest(plan, epoch, start):
     steps = plan.steps(epoch)
     taken = [i for step in steps for ranks in step.examples for rank in ranks for i in rank]
     assert sorted(taken) == list(range(len(plan.lengths)))
-    assert len(steps) == len(plan)
-    assert all(any(rank for rank in ranks) for step in steps for ranks in step.examples) and all(
-        0 < len(step.examples) <= plan.accumulation_steps for step in steps
-    )
+    assert len(steps) == plan.steps_per_epoch == len(plan)
+    for step in steps:
+        assert 0 < len(step.examples) <= plan.accumulation_steps and all(map(any, step.examples))
+        assert step.tokens == tuple(
+            tuple(sum(int(plan.responses[i]) for i in rank) for rank in ranks) for ranks in step.examples
+        )
+    assert plan.steps(epoch, start) == steps[start:]
 
 
 @quick
 @given(plan=plans_by_number)
 def test_only_the_last_step_is_short(plan):
     sizes = [[[len(rank) for rank in ranks] for ranks in step.examples] for step in plan.steps(1)]
-    full = [[plan.batch_size] * plan.world_size] * plan.accumulation_steps
-    assert sizes[:-1] == [full] * (len(sizes) - 1)
-    for ranks in sizes[-1]:
-        assert len(ranks) == plan.world_size
-        assert max(ranks) - min(ranks) <= 1 and max(ranks) <= plan.batch_size
-    assert all(sum(ranks) for ranks in sizes[-1])
-    assert [sum(ranks) for ranks in sizes[-1][:-1]] == [plan.batch_size * plan.world_size] * (len(sizes[-1]) - 1)
+    full = [plan.batch_size] * plan.world_size
+    assert sizes[:-1] == [[full] * plan.accumulation_steps] * (len(sizes) - 1)
+    *before, last = sizes[-1]
+    assert before == [full] * len(before)
+    assert len(last) == plan.world_size and max(last) - min(last) <= 1 and 0 < max(last) <= plan.batch_size
 
 
-@quick
-@given(plan=plans)
-def test_tokens_are_the_response_tokens_of_each_rank(plan):
-    for step in plan.steps(2):
-        assert step.tokens == tuple(
-            tuple(sum(int(plan.responses[i]) for i in rank) for rank in ranks) for ranks in step.examples
-        )
+@pytest.mark.parametrize("count", [37, 64, 3])
+@pytest.mark.parametrize("tokens", [None, 300])
+def test_ranks_and_accumulation_share_the_micro_batches_of_one_process(count, tokens):
+    def steps(batch_size: int, accumulation_steps: int, world_size: int) -> list[list[int]]:
+        plan = make_plan(count, batch_size, accumulation_steps, world_size, tokens=tokens)
+        return [sorted(i for micro_step in step for i in micro_step) for step in order(plan, epoch=2)]
+
+    assert steps(2, 4, 1) == steps(2, 2, 2) == steps(2, 1, 4)
+    if tokens is None:
+        assert steps(8, 1, 1) == steps(2, 2, 2)
+        assert order(make_plan(count, 2, 2, 4)) == order(make_plan(count, 4, 2, 2)) == order(make_plan(count, 8, 2, 1))
 
 
-@quick
-@given(plan=plans, epoch=st.integers(1, 3), start=st.integers(0, 70))
-def test_a_restart_takes_the_rest_of_the_epoch(plan, epoch, start):
-    assert plan.steps(epoch, start) == plan.steps(epoch)[start:]
-
-
-@pytest.mark.parametrize("count", [37, 40, 8, 3])
-def test_ranks_share_the_micro_steps_of_one_process(count):
-    alone = make_plan(count, batch_size=8, accumulation_steps=2, world_size=1)
-    assert order(make_plan(count, batch_size=4, accumulation_steps=2, world_size=2)) == order(alone)
-    assert order(make_plan(count, batch_size=2, accumulation_steps=2, world_size=4)) == order(alone)
-
-
-@pytest.mark.parametrize("count", [37, 64])
-def test_accumulation_splits_the_steps_of_one_batch(count):
-    def of_steps(**shape):
-        return [sorted(i for micro_step in step for i in micro_step) for step in order(make_plan(count, **shape))]
-
-    whole = of_steps(batch_size=8, accumulation_steps=1, world_size=1)
-    assert of_steps(batch_size=2, accumulation_steps=4, world_size=1) == whole
-    assert of_steps(batch_size=2, accumulation_steps=2, world_size=2) == whole
-
-
-def test_the_order_depends_on_seed_and_epoch_alone():
-    plan = make_plan()
-    assert plan.steps(1) == make_plan().steps(1)
-    orders = [str(order(make_plan(seed=seed), epoch)) for seed in (0, 1) for epoch in (1, 2)]
+@pytest.mark.parametrize("tokens", [None, 500])
+def test_the_order_depends_on_seed_and_epoch_alone(tokens):
+    plan = make_plan(tokens=tokens)
+    assert plan.steps(1) == make_plan(tokens=tokens).steps(1)
+    orders = [str(order(make_plan(seed=seed, tokens=tokens), epoch)) for seed in (0, 1) for epoch in (1, 2)]
     assert len(set(orders)) == 4
-    assert plan.steps(2) == make_plan().steps(2)  # whatever was asked for before
+    assert plan.steps(2) == make_plan(tokens=tokens).steps(2)  # whatever was asked for before
 
 
 @pytest.mark.parametrize("tokens", [None, 1000])
@@ -336,59 +264,41 @@ def test_ranks_get_nearly_equal_work(tokens):
 # --- token budgets ---------------------------------------------------------------------------------------------------
 
 
-def tokens_of_hands(plan: EpochPlan, step: Step) -> list[int]:
-    """Tokens of each micro-batch."""
-    return [sum(int(plan.lengths[i]) for i in rank) for ranks in step.examples for rank in ranks]
+def micro_batches(plan: EpochPlan, epoch: int = 1) -> list[list[int]]:
+    """The lengths of the examples of each micro-batch."""
+    steps = plan.steps(epoch)
+    return [[int(plan.lengths[i]) for i in rank] for step in steps for ranks in step.examples for rank in ranks]
 
 
 @quick
 @given(plan=plans_by_tokens, epoch=st.integers(1, 3))
-def test_a_micro_batch_keeps_to_its_tokens(plan, epoch):
-    for step in plan.steps(epoch):
-        for rank in (rank for ranks in step.examples for rank in ranks if rank):
-            lengths = [int(plan.lengths[i]) for i in rank]
-            held = len(lengths) * max(lengths) if plan.layout == "padded" else sum(lengths)
-            assert held <= plan.tokens_per_micro_batch
-
-
-@quick
-@given(plan=plans_by_tokens)
-def test_all_micro_batches_are_alike(plan):
-    steps = plan.steps(1)
-    numbers = [len(rank) for step in steps for ranks in step.examples for rank in ranks]
-    assert max(numbers) - min(numbers) <= 1
-    work = [tokens for step in steps for tokens in tokens_of_hands(plan, step)]
-    assert max(work) - min(work) <= LONGEST
-    if len(plan.lengths) >= len(plan) * plan.micro_batches_per_step:  # one for every hand: then no step is short
-        assert {len(step.examples) for step in steps} == {plan.accumulation_steps}
+def test_micro_batches_of_a_token_budget_keep_to_it_and_are_alike(plan, epoch):
+    batches = micro_batches(plan, epoch)
+    for lengths in filter(None, batches):
+        tokens = len(lengths) * max(lengths) if plan.layout == "padded" else sum(lengths)
+        assert tokens <= plan.tokens_per_micro_batch
+    assert max(map(len, batches)) - min(map(len, batches)) <= 1
+    assert max(map(sum, batches)) - min(map(sum, batches)) <= LONGEST
+    if len(plan.lengths) >= len(plan) * plan.micro_batches_per_step:  # one for every micro-batch: then no step is short
+        assert {len(step.examples) for step in plan.steps(epoch)} == {plan.accumulation_steps}
 
 
 @pytest.mark.parametrize(("layout", "least"), [("packed", 0.9), ("padded", 0.5)])
 def test_a_token_budget_is_used(layout, least):
     plan = make_plan(count=512, accumulation_steps=1, world_size=1, tokens=1000, layout=layout)
-    work = [tokens for step in plan.steps(1) for tokens in tokens_of_hands(plan, step)]
-    assert least * 1000 <= np.mean(work)
+    assert least * 1000 <= np.mean([sum(lengths) for lengths in micro_batches(plan)])
 
 
-def test_a_full_hand_fits_exactly():
-    """Eight examples of ten tokens: forty tokens hold four of them, one less holds three."""
+def test_a_full_micro_batch_fits_exactly():
+    """Eight examples of ten tokens: forty tokens hold four of them, one token less holds three."""
     for tokens, steps in ((80, 1), (79, 2), (40, 2), (39, 3), (20, 4), (10, 8)):
         plan = EpochPlan(np.full(8, 10), np.full(8, 5), 1, 1, 1, 0, tokens)
         assert len(plan) == len(plan.steps(1)) == steps
 
 
-@pytest.mark.parametrize("count", [37, 300, 5])
-def test_ranks_and_accumulation_share_the_steps_of_a_token_budget(count):
-    def of_steps(**shape):
-        plan = make_plan(count, tokens=300, **shape)
-        return [sorted(i for micro_step in step for i in micro_step) for step in order(plan, epoch=2)]
-
-    alone = of_steps(accumulation_steps=4, world_size=1)
-    assert of_steps(accumulation_steps=2, world_size=2) == of_steps(accumulation_steps=1, world_size=4) == alone
-
-
 def test_every_epoch_of_a_token_budget_mixes_anew():
     plan = make_plan(count=300, tokens=500)
-    together = [{frozenset(rank) for step in plan.steps(epoch) for ranks in step.examples for rank in ranks}
-                for epoch in (1, 2)]  # fmt: skip
-    assert not together[0] & together[1]
+    first, second = (
+        {frozenset(rank) for step in plan.steps(epoch) for ranks in step.examples for rank in ranks} for epoch in (1, 2)
+    )
+    assert not first & second

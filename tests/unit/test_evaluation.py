@@ -19,7 +19,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from arguments import GenerationArguments
-from data_utils.prompts import alpaca_prompt, encode_prompts
+from data_utils.prompts import encode_prompts, prompt_template
 from evaluation.generation import generate_answers, generation_config, pad_left
 from evaluation.results import Evaluation, format_table, summarise, table, write_summary
 from evaluation.rouge import rouge_l, tokenizer_warning
@@ -28,6 +28,7 @@ from tiny import make_rows
 
 GREEDY, SAMPLED = GenerationArguments(), GenerationArguments(do_sample=True)
 NEW_TOKENS = 8
+alpaca_prompt = prompt_template("alpaca").render
 
 # --- ROUGE-L ---------------------------------------------------------------------------------------------------------
 

@@ -237,14 +237,16 @@ def test_global_batch_counts_examples_not_tokens():
 def test_evaluation_takes_data_and_lengths_from_the_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = make_checkpoint(Path("run/epoch1_step2_loss3.0"), "adapter_config.json").parent
-    (run / "args.json").write_text(json.dumps({"data_dir": "data/sample", "max_length": 192, "max_prompt_length": 128}))
+    of_run = {"data_dir": "data/sample", "max_length": 192, "max_prompt_length": 128, "prompt_template": "none"}
+    (run / "args.json").write_text(json.dumps(of_run))
     args = fill_in(parse_evaluate_arguments(["--model-path", "run"]).evaluate)
     assert (args.model_path, args.data_dir) == ("run/epoch1_step2_loss3.0", [str(ROOT / "data/sample")])
-    assert (args.max_length, args.max_prompt_length) == (192, 128)
+    assert (args.max_length, args.max_prompt_length, args.prompt_template) == (192, 128, "none")
     args = fill_in(
         parse_evaluate_arguments(["--model-path", "gpt2", "--data-dir", "d", "--max-length", "300"]).evaluate
     )
     assert (args.model_path, args.data_dir, args.max_length, args.max_prompt_length) == ("gpt2", ["d"], 300, 256)
+    assert args.prompt_template == "alpaca"
     with pytest.raises(ValueError, match="--data-dir: name a folder; gpt2 has no run"):
         fill_in(parse_evaluate_arguments(["--model-path", "gpt2"]).evaluate)
 
