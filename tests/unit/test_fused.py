@@ -258,29 +258,17 @@ def test_rates_and_temperatures(objective, kd_rate, temperature, scaling):
     assert_same(actual, (loss, ce, kd, gradients))
 
 
-def test_fp32_gradients():
-    """The dtype of real runs: chunked fp32 is as near to dense fp64 as rounding lets it be."""
-    model = llama(STUDENT_VOCAB, hidden=16, layers=1, tied=False, seed=1)
-    *sums, found = fused(split(model, SHARED), "todi", 7, kd_rate=0.3)
-    loss, _, _, expected = dense("untied", "todi")
-    assert sums[0].dtype == torch.float32
-    torch.testing.assert_close(sums[0], loss.float(), rtol=1e-5, atol=0)
-    for name, gradient in found.items():
-        atol = 1e-5 * expected[name].abs().max().item()
-        torch.testing.assert_close(gradient, expected[name].float(), rtol=1e-3, atol=atol)
-
-
-def test_bf16_gradients():
-    """Sums in fp32, gradients in the parameters' dtype and direction."""
-    model = llama(STUDENT_VOCAB, hidden=16, layers=1, tied=False, seed=1).bfloat16()
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.1)])
+def test_dtypes_of_real_runs(dtype, tolerance):
+    """Sums in fp32, gradients in the parameters' dtype, as near to dense fp64 as rounding lets them be."""
+    model = llama(STUDENT_VOCAB, hidden=16, layers=1, tied=False, seed=1).to(dtype)
     *sums, found = fused(split(model, SHARED), "todi", 5, kd_rate=0.3)
     loss, _, _, expected = dense("untied", "todi")
     assert all(value.dtype == torch.float32 for value in sums)
-    assert sums[0].item() == pytest.approx(loss.item(), rel=0.02)
-    assert {gradient.dtype for gradient in found.values()} == {torch.bfloat16}
+    assert sums[0].item() == pytest.approx(loss.item(), rel=tolerance / 4)
     for name, gradient in found.items():
-        cosine = torch.cosine_similarity(gradient.double().flatten(), expected[name].flatten(), dim=0)
-        assert cosine > 0.99, name
+        assert gradient.dtype == dtype
+        assert (gradient - expected[name]).norm() <= tolerance * expected[name].norm(), name
 
 
 class Steep(Criterion):
@@ -357,15 +345,6 @@ def test_only_a_head_that_trains_gets_a_gradient(head, weight, bias):
     linear = unwrap_peft(model).get_output_embeddings()
     assert (linear.weight.grad is not None) == weight
     assert loss.grad_fn.gradients is None  # the head's is as large as the head: not kept
-    model.zero_grad()
-
-
-def test_ids_that_are_not_shared_get_no_gradient():
-    model = student("bias")
-    loss_of(distiller_of(split_student("bias"), "fkl", 7)).backward()
-    head = model.get_output_embeddings()
-    for gradient in (head.weight.grad, head.bias.grad):
-        assert gradient[:SHARED].abs().sum() > 0 and gradient[SHARED:].abs().sum() == 0
     model.zero_grad()
 
 
