@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from data_utils.batches import Batch
+from models.cpu import add_half_precision_product
 from models.packing import run
 from models.sharding import whole_shape
 
@@ -61,17 +62,12 @@ class LanguageModelHead:
                 return grad_raw_CV.T @ hidden_CD
             so_far_VD = torch.zeros_like(self.linear.weight, dtype=dtype)
         shared_VD = so_far_VD[: self.vocabulary_size]
-        if grad_raw_CV.dtype == shared_VD.dtype:
+        if grad_raw_CV.dtype == dtype:
             shared_VD.addmm_(grad_raw_CV.T, hidden_CD)
-        elif (
-            not grad_raw_CV.is_cpu
-        ):  # half precision in, fp32 out, in place: a sum over rows can leave the range of fp16
-            torch.addmm(shared_VD, grad_raw_CV.T, hidden_CD, out_dtype=shared_VD.dtype, out=shared_VD)
-        elif grad_raw_CV.dtype == torch.bfloat16:
-            # A chunk's sum is rounded to bf16, as the whole will be; chunks add up in fp32.
-            shared_VD += torch.mm(grad_raw_CV.T, hidden_CD)
-        else:
-            shared_VD.addmm_(grad_raw_CV.T.to(shared_VD.dtype), hidden_CD.to(shared_VD.dtype))
+        elif grad_raw_CV.is_cpu:
+            add_half_precision_product(shared_VD, grad_raw_CV.T, hidden_CD)
+        else:  # half precision in, fp32 out, in place: the sum over positions can leave the range of fp16
+            torch.addmm(shared_VD, grad_raw_CV.T, hidden_CD, out_dtype=dtype, out=shared_VD)
         return so_far_VD
 
     def _weight(self) -> Tensor:
@@ -121,18 +117,6 @@ class SplitModel:
             return logits_RKV.flatten(0, 1)[positions_N, : self.head.vocabulary_size]
         hidden_RTD = run(self.causal_lm.base_model, batch).last_hidden_state
         return hidden_RTD.flatten(0, 1)[batch.response_positions]
-
-
-def add_input_gradient_sparsely(student: SplitModel) -> None:
-    """Where the input embedding and the head are one weight, its gradient is the head's plus that of a few rows.
-
-    Then the inputs' share is added to the head's as those rows, where autograd would add a second tensor of the head's
-    size, nearly all of it zeros. On a CPU, not in half precision; elsewhere, dense gradients are the ones that are
-    summed in fp32 or in a fixed order.
-    """
-    embedding, weight = student.causal_lm.get_input_embeddings(), student.head.parameters()[0]
-    if isinstance(embedding, nn.Embedding) and embedding.weight is weight:
-        embedding.sparse = weight.is_cpu and weight.dtype in (torch.float32, torch.float64)
 
 
 def unwrap_peft(model: nn.Module) -> PreTrainedModel:

@@ -10,7 +10,7 @@ from torch import distributed as dist
 from transformers import PreTrainedModel
 
 from data_utils.batches import Batch, Example, Layout, collate
-from models.attention import BY_EXAMPLE, SDPA, can_attend_by_example
+from models.cpu import BY_EXAMPLE, SDPA, can_attend_by_example
 from models.heads import ModelLogits, SplitModel, find_head, unwrap_peft
 from models.packing import run
 from models.sharding import whole

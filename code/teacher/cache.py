@@ -32,6 +32,7 @@ from models.files import INDEX, MODEL, digest, weight_files
 from models.heads import LanguageModelHead
 from models.sharding import frozen_linear
 from runtime.atomic import WriteError, existing_part, new_file, remove_unfinished, write_text
+from runtime.deepspeed_settings import dtype_name
 from runtime.locks import Held, lock
 
 FORMAT = 1
@@ -206,5 +207,5 @@ def fingerprint(args: TeacherArguments, dtype: torch.dtype) -> dict[str, str]:
         "format": str(FORMAT),
         "weights": digest([folder / "config.json", *weights]),
         "adapter": digest(sorted(Path(adapter).glob("adapter_*"))) if adapter else "none",
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": dtype_name(dtype),
     }

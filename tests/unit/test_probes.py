@@ -32,8 +32,8 @@ from transformers import (
 from transformers.masking_utils import sdpa_mask
 
 from data_utils.batches import Example, collate
-from models import attention as by_example
-from models.attention import BY_EXAMPLE
+from models import cpu
+from models.cpu import BY_EXAMPLE
 from models.heads import LanguageModelHead, ModelLogits, find_head, unwrap_peft
 from models.probes import batch_layout, packing_is_exact, split
 
@@ -172,7 +172,7 @@ def test_a_window_needs_a_mask_where_an_example_is_longer(name, window, masks, m
     cuts = [(0, 3, 12), (12, 14, 28), (30, 33, 46)]
     batch = collate([Example(ids[a:b], ids[b:c]) for a, b, c in cuts], 0, 64, "packed into one row")
     made = []
-    monkeypatch.setattr(by_example, "sdpa_mask", lambda **given: made.append(given) or sdpa_mask(**given))
+    monkeypatch.setattr(cpu, "sdpa_mask", lambda **given: made.append(given) or sdpa_mask(**given))
     together, alone = one_row_and_alone(model, batch)
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
     assert len(made) == masks
