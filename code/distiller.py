@@ -40,11 +40,11 @@ class Distiller(nn.Module):
 
     def _rows(self, batch: Batch, teacher: TeacherStates | None) -> ResponseRows:
         return ResponseRows(
-            hidden_ND=self.split_student.hidden_states(batch),
+            hidden_ND=self.split_student.states(batch),
             head=self.split_student.head,
             labels_N=batch.labels_N,
             chunk_bytes=self.chunk_bytes,
-            teacher_hidden_NE=teacher.hidden_NE if teacher else None,
+            teacher_hidden_NE=teacher.states_NE if teacher else None,
             teacher_head=teacher.head if teacher else None,
             rows_of_ranks=batch.rows_of_ranks,
             compiled=self.compile_loss,

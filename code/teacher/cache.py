@@ -96,7 +96,7 @@ class TeacherCache:
         manifest = json.loads((self.folder / MANIFEST).read_text())
         tensors = load_file(self.folder / HEAD)
         linear = frozen_linear(tensors["weight"], tensors.get("bias")).to(device)
-        return LanguageModelHead(linear, len(linear.weight), manifest["scale"], manifest["softcap"])
+        return LanguageModelHead(linear, scale=manifest["scale"], softcap=manifest["softcap"])
 
     def start(self, head: LanguageModelHead, teacher: str) -> None:
         """Writes what is not a state: the head, and at last the manifest that makes the folder a cache.

@@ -104,7 +104,7 @@ class CacheFiller:
                 if mine or in_step:
                     examples = [data[index] for data, index in mine]
                     batch = collate(examples, self.pad_id, self.args.max_length, layout).to(self.device)
-                    writer.add(batch.examples, teacher.hidden_states(batch))
+                    writer.add(batch.examples, teacher.states(batch))
                 progress.add(sum(tokens[first : first + world_size()]))
         with all_ranks():
             writer.close()

@@ -34,7 +34,8 @@ from transformers.masking_utils import sdpa_mask
 from data_utils.batches import Example, collate
 from models import cpu
 from models.cpu import BY_EXAMPLE
-from models.heads import LanguageModelHead, ModelLogits, find_head, unwrap_peft
+from models.heads import LanguageModelHead, ModelLogits, find_head
+from models.packing import unwrap_peft
 from models.probes import batch_layout, packing_is_exact, split
 
 VOCAB = 97
@@ -357,7 +358,7 @@ def test_every_layout_gives_the_same_hidden_states(name, attention):
     for name_of_layout, (layout, max_length) in LAYOUTS.items():
         batch = collate(examples(), 0, max_length, layout)
         with torch.no_grad():
-            actual_ND, actual_N = rows_by_label(model.hidden_states(batch), batch.labels_N)
+            actual_ND, actual_N = rows_by_label(model.states(batch), batch.labels_N)
             logits = model.head.finish(model.head.project(actual_ND))
         assert actual_N.tolist() == expected_N.tolist(), name_of_layout
         torch.testing.assert_close(actual_ND, expected_ND, rtol=1e-4, atol=1e-4)
@@ -369,7 +370,7 @@ def test_padding_serves_the_others(name):
     hidden_ND, _, labels_N = one_at_a_time(name, "eager")
     batch = collate(examples(), 0, 1000, "padded")
     with torch.no_grad():
-        actual = rows_by_label(split(model_of(name)).hidden_states(batch), batch.labels_N)
+        actual = rows_by_label(split(model_of(name)).states(batch), batch.labels_N)
     for one, other in zip(actual, rows_by_label(hidden_ND, labels_N)):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
@@ -399,7 +400,7 @@ def test_the_head_is_cut_to_the_shared_ids():
     batch = collate(examples()[:2], 0, 100, "packed")
     with torch.no_grad():
         whole, cut = (split(model, size) for size in (None, 80))
-        hidden_ND = cut.hidden_states(batch)
+        hidden_ND = cut.states(batch)
         logits_NV, whole_NV = (one.head.finish(one.head.project(hidden_ND)) for one in (cut, whole))
     assert logits_NV.shape[1] == 80
     torch.testing.assert_close(logits_NV, whole_NV[:, :80])
@@ -441,7 +442,7 @@ def test_an_unusual_head_falls_back_to_the_models_own_logits(unusual, size, layo
     assert type(cut.head) is ModelLogits
     batch = collate(examples(), 0, max_length, layout)
     with torch.no_grad():
-        actual_NV = cut.head.finish(cut.head.project(cut.hidden_states(batch)))
+        actual_NV = cut.head.finish(cut.head.project(cut.states(batch)))
         inputs = {"attention_mask": batch.attention_mask_RT, "position_ids": batch.position_ids_RT, "use_cache": False}
         expected_RTV = model(input_ids=batch.input_ids_RT, **inputs).logits
     assert actual_NV.shape == (len(batch.labels_N), size or VOCAB)
@@ -452,4 +453,4 @@ def test_an_unusual_head_falls_back_to_the_models_own_logits(unusual, size, layo
 @pytest.mark.parametrize("nothing", [[], [Example([5, 6], [])]], ids=["no example", "no response"])
 def test_own_logits_of_no_positions(nothing):
     model = split(scaled_logits())
-    assert model.hidden_states(collate(nothing, 0, 10, "packed")).shape == (0, VOCAB)
+    assert model.states(collate(nothing, 0, 10, "packed")).shape == (0, VOCAB)

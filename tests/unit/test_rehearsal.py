@@ -35,7 +35,7 @@ LENGTHS = ((6, 5), (3, 9), (10, 2), (1, 7), (4, 1), (5, 0))
 EXAMPLES = [Example(_IDS[9 * i : 9 * i + p], _IDS[99 + 9 * i : 99 + 9 * i + r]) for i, (p, r) in enumerate(LENGTHS)]
 MICRO_BATCHES = EXAMPLES[:4], EXAMPLES[4:]
 TOKENS = tuple(sum(len(example.response_ids) for example in some) for some in MICRO_BATCHES)
-MASK = "aten._local_scalar_dense.default", "models/packing.py:run"
+MASK = "aten._local_scalar_dense.default", "models/packing.py:forward"
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -54,7 +54,7 @@ def teacher_on(device, dtype, folder, own_logits):
     cache, live = TeacherCache(str(folder), {}), split(model)
     cache.start(live.head, "teacher")
     writer, batch = ShardWriter(cache), collate(EXAMPLES, 0, 24, "padded")
-    writer.add(batch.examples, LiveTeacher(live).states(batch).hidden_NE)
+    writer.add(batch.examples, LiveTeacher(live).states(batch).states_NE)
     writer.close()
     cache.refresh()
     cached = CachedTeacher(cache, device)
@@ -255,13 +255,13 @@ def test_flash_attention_is_told_where_examples_begin(layout, monkeypatch):
     functions = (None, varlen_attention, None, None, None), (kwargs, None)
     monkeypatch.setattr(flash, "lazy_import_flash_attention", lambda *_: functions)
     alone = split(llama(61, hidden=16, layers=2, tied=True, seed=1).double())
-    expected_ND = alone.hidden_states(collate(EXAMPLES, 0, 24, "padded")).detach()
+    expected_ND = alone.states(collate(EXAMPLES, 0, 24, "padded")).detach()
     with torch.no_grad(), Rehearsal() as rehearsal:
         model = split(on(DEVICE, llama(61, hidden=16, layers=2, tied=True, seed=1).double()))
         model.model.config._attn_implementation = "flash_attention_2"
         batch = collate(EXAMPLES, 0, 24, layout)
         rehearsal.waits.clear()
-        hidden_ND = model.hidden_states(batch.to(DEVICE))
+        hidden_ND = model.states(batch.to(DEVICE))
         assert not rehearsal.waits
     order = [batch.examples.index(example) for example in EXAMPLES]
     parts = on_cpu(hidden_ND).split([len(example.response_ids) for example in batch.examples])

@@ -61,9 +61,9 @@ def test_it_gives_back_what_the_teacher_said(tiny, data, teacher, tmp_path):
     for layout in ("packed", "padded"):
         batch = collate([data[i] for i in (3, 0, 17, 5, 5)], 0, 128, layout)
         ours, live = cached.states(batch), LiveTeacher(teacher).states(batch)
-        torch.testing.assert_close(ours.hidden_NE, live.hidden_NE, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours.states_NE, live.states_NE, rtol=1e-4, atol=1e-5)
         assert torch.equal(ours.head.linear.weight, live.head.linear.weight)
-    assert cached.states(collate([], 0, 128, "packed")).hidden_NE.shape == (0, 48)
+    assert cached.states(collate([], 0, 128, "packed")).states_NE.shape == (0, 48)
 
 
 @pytest.mark.parametrize("lengths", [(0, 3), (0, 1), (0, 0), (2, 0)])
@@ -73,11 +73,11 @@ def test_examples_without_a_prompt_or_a_response_have_their_positions(tiny, teac
     cache = TeacherCache(str(tmp_path), made_by(tiny))
     cache.start(teacher.head, "teacher")
     batch, writer = collate(examples, 0, 128, "packed"), ShardWriter(cache)
-    live = LiveTeacher(teacher).states(batch).hidden_NE
+    live = LiveTeacher(teacher).states(batch).states_NE
     writer.add(batch.examples, live)
     writer.close()
     cached = CachedTeacher(TeacherCache(str(tmp_path), made_by(tiny)), CPU)
-    assert torch.equal(cached.states(batch).hidden_NE, live)
+    assert torch.equal(cached.states(batch).states_NE, live)
     assert sum(example.predicted for example in examples) == len(batch.labels_N)
 
 
@@ -92,7 +92,7 @@ def test_a_prompt_of_eos_is_cached_and_counted(tiny, teacher, tmp_path):
     batch = collate([data[0]], 0, 128, "packed")
     assert plan.steps(1)[0].tokens == ((len(batch.labels_N),),) == ((3,),)
     cached = CachedTeacher(TeacherCache(str(tmp_path / "cache"), made_by(tiny)), CPU)
-    assert torch.equal(cached.states(batch).hidden_NE, LiveTeacher(teacher).states(batch).hidden_NE)
+    assert torch.equal(cached.states(batch).states_NE, LiveTeacher(teacher).states(batch).states_NE)
 
 
 def test_keys_of_a_data_set_are_those_of_its_examples(data):
@@ -115,9 +115,9 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(tiny, data, teacher, tmp_p
         calls.append(batch.examples)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return type(teacher).hidden_states(teacher, batch)
+        return type(teacher).states(teacher, batch)
 
-    breaking = SimpleNamespace(head=teacher.head, hidden_states=states)
+    breaking = SimpleNamespace(head=teacher.head, states=states)
     with pytest.raises(KeyboardInterrupt):
         fill(TeacherCache(str(tmp_path), made_by(tiny)), breaking, data)
     cache = TeacherCache(str(tmp_path), made_by(tiny))
