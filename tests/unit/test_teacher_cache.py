@@ -51,7 +51,7 @@ def fill(cache, teacher, data, layout="packed"):
     if not cache.exists:
         cache.start(teacher.head, "teacher")
     args = DataArguments("data", max_length=128, max_prompt_length=64)
-    CacheFiller(cache, [data], None, args, pad_id=0, device=CPU).compute(teacher, cache.missing([data]), layout)
+    CacheFiller(cache, [data], args, pad_id=0, device=CPU).compute(teacher, cache.missing([data]), layout)
 
 
 def test_it_gives_back_what_the_teacher_said(tiny, data, teacher, tmp_path):
