@@ -49,7 +49,7 @@ def teacher_on(device, dtype, folder, own_logits):
     """Live, or from the cache in `folder`."""
     model = llama(67, hidden=24, layers=1, tied=False, seed=0).to(dtype).eval()
     if folder is None:
-        model = on(device, model)
+        on(device, model)
         return LiveTeacher(SplitModel(model, ModelLogits(SHARED)) if own_logits else split(model, SHARED))
     cache, live = TeacherCache(str(folder), {}), split(model)
     cache.start(live.head, "teacher")

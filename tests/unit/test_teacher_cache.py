@@ -126,7 +126,6 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(tiny, data, teacher, tmp_p
 def test_another_teacher_is_refused_by_name(tiny, teacher, tmp_path):
     folder = tmp_path / "cache"
     TeacherCache(str(folder), made_by(tiny)).start(teacher.head, "teacher")
-    TeacherCache(str(folder), made_by(tiny))
     changed = tmp_path / "changed"
     shutil.copytree(tiny / "teacher", changed)
     with (changed / "model.safetensors").open("r+b") as file:
