@@ -191,7 +191,7 @@ def fill(batches: list[list[Example]], cache: TeacherCache) -> dict:
     def compute(examples: list[Example]) -> None:
         rows = Rows(examples)
         missing = [(rows, i) for i in range(len(examples))]
-        filler = CacheFiller(cache, [rows], None, DataArguments("data", max_length=MAX_LENGTH), 0, device)
+        filler = CacheFiller(cache, [rows], DataArguments("data", max_length=MAX_LENGTH), 0, device)
         filler.compute(teacher.model, missing, layout)
 
     compute(batches[0])

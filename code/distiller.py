@@ -8,7 +8,8 @@ from torch import nn
 from criterions import Criterion
 from criterions.fused import LossSums, ResponsePositions, chunk_bytes
 from data_utils.batches import Batch
-from models.heads import SplitModel, add_input_gradient_sparsely
+from models.cpu import add_input_gradient_sparsely
+from models.heads import SplitModel
 from teacher.states import TeacherStates
 
 
@@ -24,7 +25,7 @@ class Distiller(nn.Module):
         self.criterion = criterion
         self.chunk_bytes = chunk_bytes(loss_chunk_mb, on_cpu=student.model.device.type == "cpu")
         self.compile_loss = compile_loss
-        add_input_gradient_sparsely(student)
+        add_input_gradient_sparsely(student.causal_lm, student.head.parameters()[0])
 
     def forward(self, batch: Batch, teacher: TeacherStates | None = None) -> LossSums:
         """Sums over the batch's response positions: of the objective in training, of the NLL alone in evaluation.
@@ -39,11 +40,11 @@ class Distiller(nn.Module):
 
     def _positions(self, batch: Batch, teacher: TeacherStates | None) -> ResponsePositions:
         return ResponsePositions(
-            hidden_ND=self.split_student.hidden_states(batch),
+            hidden_ND=self.split_student.states(batch),
             head=self.split_student.head,
             labels_N=batch.labels_N,
             chunk_bytes=self.chunk_bytes,
-            teacher_hidden_NE=teacher.hidden_NE if teacher else None,
+            teacher_hidden_NE=teacher.states_NE if teacher else None,
             teacher_head=teacher.head if teacher else None,
             positions_per_rank=batch.positions_per_rank,
             compiled=self.compile_loss,

@@ -69,10 +69,10 @@ def load(args: EvaluateArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerB
     return load_checkpoint(
         args.model_path,
         args.peft_path,
-        "auto" if args.dtype == "auto" else getattr(torch, args.dtype),
-        args.attn_implementation,
-        args.trust_remote_code,
-        args.model_revision,
+        dtype="auto" if args.dtype == "auto" else getattr(torch, args.dtype),
+        attn_implementation=args.attn_implementation,
+        trust_remote_code=args.trust_remote_code,
+        revision=args.model_revision,
     )
 
 

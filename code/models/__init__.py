@@ -1,13 +1,13 @@
-"""Loading, heads, probes, vocabulary.
+"""Models: their folders, loading, heads, packing, probes, sharding, the shared vocabulary.
 
-The first package of code/ that imports DeepSpeed and Transformers, so what they say at every start and nobody can act
-on is silenced here, by its text: any other warning of theirs shows.
+Also silences two messages of DeepSpeed and PEFT that appear at every start and that nobody can act on. They are matched
+by text, so that other warnings still show.
 """
 
 import logging
 import warnings
 
-# The log of a run names its device.
+# The run's log names its device.
 logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
-# PEFT asks every model by the old name.
+# PEFT asks every model for it by its old name.
 warnings.filterwarnings("ignore", category=FutureWarning, message="`is_gradient_checkpointing` is deprecated")

@@ -1,7 +1,7 @@
-"""What lies in the folder of a model or an adapter, read from safetensors headers: no weight is loaded.
+"""Checks the folder of a model or an adapter by its safetensors headers, without loading weights.
 
-In: a path as a flag gives it. Out: names and shapes of the tensors; or a ValueError that names flag, file and remedy
-where a folder is no model, is incomplete, or holds pickles.
+In: a path as passed to a flag. Out: names and shapes of the tensors; or a ValueError that names flag, file and remedy
+if the folder is no model, is incomplete, or holds pickles.
 """
 
 import hashlib
@@ -12,12 +12,12 @@ from pathlib import Path
 MODEL, ADAPTER = "model.safetensors", "adapter_model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("pytorch_model*.bin", "adapter_model.bin", "*.pt", "*.pth", "*.ckpt")
-SAMPLES, SAMPLE_BYTES = 1024, 4096  # of a weight file; all of it where it is not larger than they are together
+SAMPLES, SAMPLE_BYTES = 1024, 4096  # read by `digest`; a file that is not larger than all samples is read whole
 LONGEST_HEADER = 100 * 2**20  # bytes; the limit of the safetensors library
 
 
 def check_model_path(flag: str, path: str) -> None:
-    """Raises ValueError if a local path cannot be a model; a hub id (`name` or `owner/name`) passes."""
+    """Raises ValueError if `path` is neither the folder of a model nor a possible hub id (`name` or `owner/name`)."""
     folder = Path(path)
     if folder.is_dir():
         if (folder / "config.json").is_file():
@@ -29,7 +29,7 @@ def check_model_path(flag: str, path: str) -> None:
         found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
         raise ValueError(f"{flag} {path}: no config.json there (found: {found}); pass the folder of a model")
     is_hub_id = path.count("/") <= 1 and not path.startswith((".", "/", "~", "outputs/", "model_hub/"))
-    in_folder = path.count("/") == 1 and folder.parent.exists()  # of this machine, not an owner on the hub
+    in_folder = path.count("/") == 1 and folder.parent.exists()  # a local folder, not an owner on the hub
     if folder.exists() or in_folder or not is_hub_id:
         remedy = "train it first, or " if path.startswith("outputs/") else ""
         remedy += "put a model there (model_hub/README.md), or " if path.startswith("model_hub/") else ""
@@ -37,7 +37,7 @@ def check_model_path(flag: str, path: str) -> None:
 
 
 def check_adapter_path(flag: str, path: str) -> None:
-    """Raises ValueError if a path is not the folder of a whole LoRA adapter."""
+    """Raises ValueError if `path` is not the folder of a complete LoRA adapter."""
     if not (Path(path) / "adapter_config.json").is_file():
         raise ValueError(f"{flag} {path}: no adapter_config.json there; pass the epoch folder of a LoRA run")
     read_json(flag, Path(path) / "adapter_config.json")
@@ -45,7 +45,7 @@ def check_adapter_path(flag: str, path: str) -> None:
 
 
 def check_revision(flag: str, revision: str | None, path: str) -> None:
-    """Raises ValueError if a revision is asked of a folder: it would be ignored."""
+    """Raises ValueError if `path` is a folder: a revision would be ignored."""
     if revision is not None and Path(path).is_dir():
         raise ValueError(
             f"{flag} {revision}: {path} is a folder, which has no revisions; drop the flag or pass a hub id"
@@ -53,7 +53,7 @@ def check_revision(flag: str, revision: str | None, path: str) -> None:
 
 
 def read_json(flag: str, path: Path) -> dict:
-    """The object in a JSON file. Raises ValueError with the flag and the file."""
+    """The object in a JSON file. Raises ValueError if it is not JSON, or not an object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # not JSON, not UTF-8
@@ -64,7 +64,7 @@ def read_json(flag: str, path: Path) -> dict:
 
 
 def weight_files(flag: str, folder: str, name: str = MODEL) -> list[Path]:
-    """The files that hold a folder's weights, whether they are there or not."""
+    """The files that should hold a folder's weights: `name`, or the shards that the index lists."""
     files = [Path(folder) / name]
     if name == MODEL and not files[0].is_file() and (Path(folder) / INDEX).is_file():
         index = read_json(flag, Path(folder) / INDEX)
@@ -73,16 +73,16 @@ def weight_files(flag: str, folder: str, name: str = MODEL) -> list[Path]:
 
 
 def read_shapes(flag: str, folder: str, name: str = MODEL) -> dict[str, tuple[int, ...]]:
-    """Name and shape of each tensor of a folder's weights. Raises ValueError if a file is absent or cut short."""
+    """Name and shape of each tensor of a folder's weights. Raises ValueError if a file is missing or truncated."""
     shapes: dict[str, tuple[int, ...]] = {}
     for file in weight_files(flag, folder, name):
         if not file.is_file():
-            raise ValueError(f"{flag} {folder}: {_absent(Path(folder), file.name)}")
+            raise ValueError(f"{flag} {folder}: {_missing(Path(folder), file.name)}")
         shapes |= _read_header(flag, file)
     return shapes
 
 
-def _absent(folder: Path, name: str) -> str:
+def _missing(folder: Path, name: str) -> str:
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if pickles and name in (MODEL, ADAPTER):
         return (
@@ -93,7 +93,7 @@ def _absent(folder: Path, name: str) -> str:
 
 
 def _read_header(flag: str, file: Path) -> dict[str, tuple[int, ...]]:
-    """A safetensors file is 8 bytes with the length of a JSON header, the header, and the data that it describes."""
+    """Shapes by name. A safetensors file is the header's length in 8 bytes, the JSON header, and the data."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -115,7 +115,10 @@ def _read_header(flag: str, file: Path) -> dict[str, tuple[int, ...]]:
 
 
 def digest(files: Sequence[Path]) -> str:
-    """A hash of names, sizes and samples: training changes weights everywhere, and reading all of 100 GB takes long."""
+    """A hash of names, sizes and samples of the files.
+
+    Samples suffice, since training changes weights everywhere, and reading 100 GB takes long.
+    """
     found = hashlib.blake2b(digest_size=12)
     for path in files:
         size = path.stat().st_size

@@ -1,7 +1,7 @@
-"""Which model a path means: a checkpoint itself, or the best checkpoint of a run.
+"""Resolves a path to a checkpoint: the path itself, or the best checkpoint of a run.
 
-In: a path as a flag gives it. Out: the folder of one model or LoRA adapter, or the path unchanged if it is no folder (a
-hub id, or a mistake that `models/files.py` explains); and the flags that the run behind a checkpoint was started with.
+In: a path as passed to a flag. Out: the folder of one model or LoRA adapter, or the path unchanged if it is no folder
+(a hub id, or a mistake that `models/files.py` reports); also the flags of the run that wrote a checkpoint.
 """
 
 import json
@@ -14,14 +14,14 @@ CHECKPOINT_FILES = ("config.json", "adapter_config.json")
 
 
 def locate(path: str) -> Path:
-    """`path` from the working directory, else from the repository, if it exists there."""
+    """`path` relative to the working directory or, if it exists only there, relative to the repository."""
     return Path(path) if Path(path).exists() or not (ROOT / path).exists() else ROOT / path
 
 
 def find_checkpoint(flag: str, path: str) -> str:
-    """The model or adapter that `path` means. A run folder, or the folder above one run, means its best checkpoint.
+    """The model or adapter that `path` stands for: of a run folder, or a folder with one run, the best checkpoint.
 
-    Raises ValueError if there are several runs.
+    Raises ValueError if the folder holds several runs.
     """
     folder = locate(path)
     unresolved = path if folder == Path(path) else str(folder)
@@ -33,11 +33,11 @@ def find_checkpoint(flag: str, path: str) -> str:
     runs = sorted({checkpoint.parent for checkpoint in checkpoints})
     if len(runs) > 1:
         raise ValueError(f"{flag} {path}: holds several runs ({', '.join(run.name for run in runs[:3])}); name one")
-    return str(max(checkpoints, key=_rank)) if checkpoints else unresolved
+    return str(max(checkpoints, key=_score)) if checkpoints else unresolved
 
 
 def run_arguments(checkpoint: str) -> dict:
-    """The flags in the args.json of the run that wrote `checkpoint`; empty if no run did. Raises ValueError."""
+    """The args.json of the run that wrote `checkpoint`; empty if no run did. Raises ValueError if it is not JSON."""
     path = Path(checkpoint).parent / "args.json"
     if not _is_checkpoint(Path(checkpoint)) or not path.is_file():
         return {}
@@ -51,9 +51,9 @@ def _is_checkpoint(folder: Path) -> bool:
     return any((folder / name).is_file() for name in CHECKPOINT_FILES)
 
 
-def _rank(checkpoint: Path) -> tuple[float, ...]:
-    """Highest dev ROUGE-L, else lowest dev loss (NaN is the worst), else last."""
-    score = dict.fromkeys(("rougel", "loss", "epoch", "step"), math.nan)
-    score |= {name: float(value) for name, value in re.findall(r"([a-z]+)(nan|inf|[\d.]+)", checkpoint.name)}
-    score["loss"] = -score["loss"]
-    return tuple(-math.inf if math.isnan(value) else value for value in score.values())
+def _score(checkpoint: Path) -> tuple[float, ...]:
+    """The larger, the better: highest dev ROUGE-L, else lowest dev loss (NaN is worst), else the latest."""
+    values = dict.fromkeys(("rougel", "loss", "epoch", "step"), math.nan)
+    values |= {name: float(value) for name, value in re.findall(r"([a-z]+)(nan|inf|[\d.]+)", checkpoint.name)}
+    values["loss"] = -values["loss"]
+    return tuple(-math.inf if math.isnan(value) else value for value in values.values())

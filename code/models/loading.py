@@ -1,7 +1,7 @@
-"""Student, teacher and tokenizer from a folder or a hub id; LoRA adapters new, continued or merged.
+"""Loads student, teacher and tokenizer from a folder or a hub id; makes, continues or merges LoRA adapters.
 
 In: paths and a dtype. Out: Transformers or PEFT models on the CPU; the student trainable, the teacher frozen. Weights
-come from safetensors alone, and code that comes with a model runs only where --trust-remote-code asks for it.
+come from safetensors only, and code that comes with a model runs only with --trust-remote-code.
 """
 
 from pathlib import Path
@@ -17,34 +17,40 @@ from arguments import ModelArguments, TeacherArguments
 from models.files import check_adapter_path, check_model_path, check_revision, read_json
 from models.folders import locate, run_arguments
 
-disable_progress_bar()  # loading and saving report themselves, and every rank would draw a bar
+disable_progress_bar()  # every rank would draw one
 
 
 def load_tokenizer(path: str, trust_remote_code: bool = False, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model. Raises ValueError if it has no EOS; without PAD, EOS fills the place of pads."""
+    """The tokenizer of a model; if it has no PAD token, EOS is used. Raises ValueError if it has no EOS."""
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
     if tokenizer.eos_token_id is None:
         raise ValueError(f"{path}: its tokenizer has no EOS token, so no answer could end; set eos_token there")
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # only ever fills space: lengths say where an example ends
+        tokenizer.pad_token = tokenizer.eos_token  # no harm: lengths tell where an example ends, not PAD
     return tokenizer
 
 
 def load_student(args: ModelArguments, dtype: torch.dtype) -> PreTrainedModel | PeftModel:
     """The student: all weights trainable, or (--peft lora) an adapter on frozen weights."""
-    model = _load(args.model_path, dtype, args.attn_implementation, args.trust_remote_code, args.model_revision)
+    model = _load(
+        args.model_path,
+        dtype,
+        attn_implementation=args.attn_implementation,
+        trust_remote_code=args.trust_remote_code,
+        revision=args.model_revision,
+    )
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if args.peft is None:
         return model
-    # The adapter keeps the model's dtype: DeepSpeed holds the fp32 master weights.
+    # No fp32 adapter: DeepSpeed holds the fp32 master weights.
     if args.peft_path is not None:
         return PeftModel.from_pretrained(model, args.peft_path, is_trainable=True, autocast_adapter_dtype=False)
     return add_adapter(model, args)
 
 
 def add_adapter(model: PreTrainedModel, args: ModelArguments) -> PeftModel:
-    """`model` with a new adapter, as the flags describe it."""
+    """`model` with a new adapter, as the --peft-lora flags describe it."""
     names = args.peft_lora_target_modules
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
@@ -52,19 +58,25 @@ def add_adapter(model: PreTrainedModel, args: ModelArguments) -> PeftModel:
         lora_alpha=args.peft_lora_alpha,
         lora_dropout=args.peft_lora_dropout,
         target_modules=names.split(",") if names and names != "all-linear" else names,
-        revision=args.model_revision,  # of the base: whoever loads the adapter gets the same one
+        revision=args.model_revision,  # of the base, so that loading the adapter finds the same one
     )
     try:
         return get_peft_model(model, config, autocast_adapter_dtype=False)
-    except ValueError as error:  # PEFT does not know the architecture, or a name matches nothing
+    except ValueError as error:  # unknown architecture, or a name that matches no module
         raise ValueError(f"--peft-lora-target-modules {names}: {error}; name the modules, or pass all-linear") from None
 
 
 def load_teacher(
     args: TeacherArguments, dtype: torch.dtype, attn_implementation: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """The teacher, in evaluation mode, without gradients, its adapter merged."""
-    model = _load(args.teacher_model_path, dtype, attn_implementation, trust_remote_code, args.teacher_revision)
+    """The teacher, frozen and in evaluation mode, its adapter merged."""
+    model = _load(
+        args.teacher_model_path,
+        dtype,
+        attn_implementation=attn_implementation,
+        trust_remote_code=trust_remote_code,
+        revision=args.teacher_revision,
+    )
     if args.teacher_peft_path is not None:
         model = merge_adapter(model, args.teacher_peft_path)
     return model.eval().requires_grad_(False)
@@ -73,12 +85,16 @@ def load_teacher(
 def load_checkpoint(
     path: str,
     peft_path: str | None = None,
+    *,
     dtype: torch.dtype | str = "auto",
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model to evaluate, its adapter merged: a full checkpoint, an adapter (its base from its own config) or both."""
+    """A model to evaluate, any adapter merged, and its tokenizer.
+
+    path: a full checkpoint, to which `peft_path` adds an adapter; or an adapter alone, whose config names its base.
+    """
     check_revision("--model-revision", revision, path)
     if peft_path is None and (Path(path) / "adapter_config.json").is_file():
         peft_path = path
@@ -90,7 +106,9 @@ def load_checkpoint(
     check_model_path("--model-path", path)
     if peft_path is not None:
         check_adapter_path("--peft-path", peft_path)
-    model = _load(path, dtype, attn_implementation, trust_remote_code, revision)
+    model = _load(
+        path, dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code, revision=revision
+    )
     tokenizer_path = path
     if peft_path is not None:
         model = merge_adapter(model, peft_path)
@@ -100,10 +118,10 @@ def load_checkpoint(
 
 
 def merge_adapter(model: PreTrainedModel, path: str) -> PreTrainedModel:
-    """`model` with the adapter in its weights, which gives the logits of the two together.
+    """`model` with the adapter merged into its weights; the logits are those of model and adapter.
 
-    Input embedding and head may be one weight. An adapter on either trained that one alone, so they part first: the
-    merged model has two, and its config says so.
+    If input embedding and head are tied and the adapter is on one of them, it was not trained for the other. So the two
+    are untied before merging, also in the config.
     """
     adapted = PeftModel.from_pretrained(model, path)
     ends = model.get_input_embeddings(), model.get_output_embeddings()
@@ -121,27 +139,16 @@ def adapter_base(path: str) -> tuple[str, str | None]:
     base = config.get("base_model_name_or_path")
     if not base:
         raise ValueError(f"{path}: the adapter names no base; pass --model-path BASE --peft-path {path}")
-    if not locate(base).exists():  # a hub id, or a folder that has moved: as the run was given it, then
+    if not locate(base).exists():  # a hub id, or a folder seen from elsewhere: the run's args.json knows it too
         base = run_arguments(path).get("model_path", base) if Path(base).is_absolute() else base
     return str(locate(base)), config.get("revision")
 
 
-def _load(
-    path: str,
-    dtype: torch.dtype | str,
-    attn_implementation: str | None,
-    trust_remote_code: bool,
-    revision: str | None,
-) -> PreTrainedModel:
+def _load(path: str, dtype: torch.dtype | str, **options) -> PreTrainedModel:
+    """Raises ValueError if a weight is missing, or is not in safetensors."""
     try:
         model, loaded = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=dtype,
-            attn_implementation=attn_implementation,
-            trust_remote_code=trust_remote_code,
-            revision=revision,
-            use_safetensors=True,
-            output_loading_info=True,
+            path, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
     except OSError as error:  # no such name on the hub, no connection, or no safetensors there
         reason = " ".join(str(error).split())

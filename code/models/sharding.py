@@ -1,8 +1,10 @@
-"""Models partitioned over the ranks as ZeRO-3 does it, from the moment they are loaded.
+"""Partitions models over the ranks under ZeRO-3, from the moment they are loaded.
 
-In: the DeepSpeed settings of the run. Out: while a model loads, every rank keeps its share only; afterwards each module
-gathers its parameters for its own forward, on all ranks in step: of a frozen teacher as long as its engine lives
-(`shard`), of a student while it is probed (`gathering`), until the engine that trains it does so.
+While a model loads, each rank keeps only its share (`partitioned_loading`). Afterwards each module gathers its own
+parameters for its forward, on all ranks in step: those of a frozen teacher as long as its engine lives (`shard`), those
+of a student while it is probed (`gathering`), before the engine that trains it takes over.
+
+Shapes: V vocabulary, D hidden size.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,7 +22,7 @@ KEPT = ("offload_param", "stage3_param_persistence_threshold", "stage3_prefetch_
 
 
 def sharding_settings(settings: DeepSpeedSettings, dtype: torch.dtype) -> dict | None:
-    """DeepSpeed's settings for loading and frozen models, of a run that trains with `settings`; None below ZeRO-3."""
+    """DeepSpeed's settings for loading models and for frozen ones, in a run with `settings`; None below ZeRO-3."""
     if settings.stage != 3:
         return None
     zero = settings.zero
@@ -35,15 +37,15 @@ def sharding_settings(settings: DeepSpeedSettings, dtype: torch.dtype) -> dict |
 
 @contextmanager
 def partitioned_loading(settings: dict | None) -> Iterator[None]:
-    """Models that Transformers loads in here are partitioned as they are read, if there are settings."""
-    # Transformers looks for a living object, and keeps no reference of its own.
-    living = HfDeepSpeedConfig(settings) if settings else None
+    """Transformers partitions the models that it loads inside the block, unless `settings` is None."""
+    # Transformers finds this object by a weak reference, so it must live until the block ends.
+    config = HfDeepSpeedConfig(settings) if settings else None
     yield
-    del living
+    del config
 
 
 def whole(parameters: Iterable[nn.Parameter | None]) -> deepspeed.zero.GatheredParameters:
-    """Inside the block, those of the parameters that are partitioned are whole on every rank, for reading."""
+    """Inside the block, the parameters are whole on every rank, for reading; those not partitioned always are."""
     return deepspeed.zero.GatheredParameters([p for p in parameters if hasattr(p, "ds_id")])
 
 
@@ -54,7 +56,7 @@ def whole_shape(parameter: nn.Parameter) -> torch.Size:
 
 @contextmanager
 def gathering(model: nn.Module) -> Iterator[None]:
-    """Inside the block, each module of a partitioned model gathers its own parameters for its forward."""
+    """Inside the block, each module of a partitioned model gathers its parameters for its forward."""
     open_calls: list[ExitStack] = []
 
     def gather(module: nn.Module, _) -> None:
@@ -73,27 +75,27 @@ def gathering(model: nn.Module) -> Iterator[None]:
 
 
 def shard(model: nn.Module, settings: dict) -> deepspeed.DeepSpeedEngine:
-    """Partitions what is whole still, and makes the modules gather; the model stays usable by itself."""
+    """Partitions parameters that are still whole, and makes the modules gather; the model can be called directly."""
     engine, *_ = deepspeed.initialize(model=model, config=settings)
     return engine
 
 
 def prefetch_for(body: nn.Module, engine: deepspeed.DeepSpeedEngine) -> None:
-    """Lets DeepSpeed gather ahead where `body` is called and not the engine's module, at which it counts forwards."""
+    """Lets DeepSpeed prefetch parameters when `body` is called: it counts only forwards of the engine's module."""
     body.register_forward_pre_hook(lambda *_: engine.optimizer.get_param_coordinator().reset_step())
 
 
 def free(engine: deepspeed.DeepSpeedEngine) -> None:
-    """Ends `shard`; the model's memory is free once nobody else holds it."""
+    """Destroys the engine; the model's memory is freed with the last reference to the model."""
     model = engine.module
     engine.destroy()
-    # DeepSpeed keeps a list of all its models, and takes none out.
+    # DeepSpeed keeps a list of all its models, and never removes one.
     if model in parameter_offload.FWD_MODULE_STACK:
         parameter_offload.FWD_MODULE_STACK.remove(model)
 
 
 def whole_linear(linear: nn.Linear) -> nn.Linear:
-    """The layer itself, or of a partitioned one a frozen copy with its whole parameters, which outlives the model."""
+    """The layer itself or, if it is partitioned, a frozen copy with whole parameters that outlives the model."""
     if not hasattr(linear.weight, "ds_id"):
         return linear
     parameters = [p for p in (linear.weight, linear.bias) if p is not None]
@@ -102,8 +104,8 @@ def whole_linear(linear: nn.Linear) -> nn.Linear:
 
 
 def frozen_linear(weight_VD: torch.Tensor, bias_V: torch.Tensor | None = None) -> nn.Linear:
-    """A layer of these parameters, which do not train."""
-    linear = nn.Linear(1, 1, bias=False, device="meta")  # nothing is initialised
+    """A linear layer with these parameters, which do not train."""
+    linear = nn.Linear(1, 1, bias=False, device="meta")  # allocates and initialises nothing
     linear.out_features, linear.in_features = weight_VD.shape
     linear.weight = nn.Parameter(weight_VD, requires_grad=False)
     linear.bias = None if bias_V is None else nn.Parameter(bias_V, requires_grad=False)

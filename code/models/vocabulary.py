@@ -1,4 +1,4 @@
-"""The vocabulary that student and teacher share: the same family, but not always the same number of ids."""
+"""The token ids that student and teacher share: models of one family may have different numbers of ids."""
 
 from transformers import PreTrainedTokenizerBase
 
@@ -9,9 +9,9 @@ def shared_vocabulary(
     student_size: int,
     teacher_size: int,
 ) -> int:
-    """How many ids, from 0 on, mean the same token to both models; both heads are cut to them.
+    """The number of ids, from 0 on, that mean the same token to both models; both heads are cut to them.
 
-    student_size, teacher_size: rows of the heads, which may be padded beyond the tokenizers (Qwen2.5: 151936, 152064).
+    student_size, teacher_size: ids of each head, which may be padded beyond its tokenizer (Qwen2.5: 151936, 152064).
     Raises ValueError if an id stands for two tokens, or if the student uses ids that the teacher does not have.
     """
     student_tokens = {i: token for token, i in student_tokenizer.get_vocab().items()}

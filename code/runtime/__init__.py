@@ -1,1 +1,1 @@
-"""The ground floor: ranks, DeepSpeed's settings, files that appear complete, locks, the log, exit codes."""
+"""What every entry point stands on: ranks, DeepSpeed's settings, atomic writing, locks, the log, exit codes."""

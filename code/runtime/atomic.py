@@ -1,7 +1,7 @@
-"""Files and folders that appear under their final name only when they are complete and on the disk.
+"""Writes files and folders that appear under their final name only when they are complete and on the disk.
 
-What is being written is called `.NAME.tmp` beside its place. A crash leaves that and nothing else; the next start
-removes it (`remove_unfinished`). What NAME was before stays until the new one is complete.
+While NAME is being written it is called `.NAME.tmp`, in the same folder. A crash leaves only that, and the next start
+removes it (`remove_unfinished`). An older NAME stays until the new one is complete.
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-TORCH_WRITES = ("PytorchStreamWriter", "inline_container")  # in the text of torch.save's RuntimeError
+TORCH_WRITES = ("PytorchStreamWriter", "inline_container")  # words in the text of torch.save's RuntimeError
 
 
 class WriteError(OSError):
@@ -20,13 +20,13 @@ class WriteError(OSError):
 
 
 def unfinished(path: Path) -> Path:
-    """What `path` is called while it is written."""
+    """The name of `path` while it is being written."""
     return path.with_name(f".{path.name}.tmp")
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Deletes what a crash left half-written in `folder`; one process calls it, before anything is written."""
-    for path in folder.glob(".*.old.tmp"):  # a folder that was being replaced: complete
+    """Deletes what a crash left unfinished in `folder`. Called by one process, before anything is written there."""
+    for path in folder.glob(".*.old.tmp"):  # a complete folder that was being replaced
         before = path.with_name(path.name[1 : -len(".old.tmp")])
         if not before.exists():
             path.rename(before)
@@ -35,7 +35,7 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Deletes a file or a folder, or nothing where there is none."""
+    """Deletes a file or a folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -50,9 +50,9 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Yields where to write a file; where that succeeds it becomes `path`.
+    """Yields a temporary path to write to; if the block succeeds, the file becomes `path`.
 
-    Raises WriteError, and leaves `path` as it was.
+    Otherwise `path` stays as it was. Raises WriteError.
     """
     part = unfinished(path)
     with as_write_error(path):
@@ -64,9 +64,9 @@ def new_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Yields an empty folder to fill; where that succeeds it becomes `folder`, in place of one that may be there.
+    """Yields an empty folder to fill; if the block succeeds, it replaces `folder`.
 
-    Raises WriteError, and leaves `folder` as it was.
+    Otherwise `folder` stays as it was. Raises WriteError.
     """
     part = unfinished(folder)
     with as_write_error(folder):
@@ -82,7 +82,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def put_in_place(part: Path, folder: Path) -> None:
-    """Renames a complete, flushed `part` to `folder`; at no instant are both versions gone."""
+    """Renames a complete, flushed `part` to `folder`; at any moment one of the two versions exists."""
     if folder.exists():
         old = unfinished(folder.with_name(f"{folder.name}.old"))
         remove(old)
@@ -96,13 +96,13 @@ def put_in_place(part: Path, folder: Path) -> None:
 
 
 def flush(folder: Path) -> None:
-    """Everything in `folder` is on the disk when this returns."""
+    """Waits until everything in `folder` is on the disk."""
     for path in [*folder.rglob("*"), folder]:
         sync(path)
 
 
 def sync(path: Path) -> None:
-    """A file's contents, or a folder's names, are on the disk when this returns."""
+    """Waits until a file's contents, or a folder's list of names, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -112,9 +112,9 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def as_write_error(path: Path) -> Iterator[None]:
-    """Turns what a full disk, a quota or lost storage makes of a write into a WriteError that names `path`.
+    """Turns the error of a failed write (full disk, quota, lost storage) into a WriteError that names `path`.
 
-    torch.save and safetensors report a failed write in exceptions of their own, without an errno.
+    torch.save and safetensors report a failed write by exceptions of their own, without an errno.
     """
     try:
         yield
@@ -125,11 +125,11 @@ def as_write_error(path: Path) -> Iterator[None]:
         if isinstance(error, RuntimeError):
             if not any(word in reason for word in TORCH_WRITES):
                 raise
-            reason = "the write failed"  # the text speaks of positions in the file
+            reason = "the write failed"  # the error's own text is about positions in the file
         free_mb = shutil.disk_usage(existing_part(path)).free // 2**20
         raise WriteError(f"{path} was not written: {reason} ({free_mb} MB free there)") from error
 
 
 def existing_part(path: Path) -> Path:
-    """The path, or the first folder on the way up that is there."""
+    """The path itself, or the nearest of its parents that exists."""
     return next(parent for parent in (path, *path.absolute().parents) if parent.exists())

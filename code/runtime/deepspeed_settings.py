@@ -1,4 +1,4 @@
-"""DeepSpeed's settings of a run: ZeRO stage and dtype from the JSON file, the rest from the flags.
+"""The DeepSpeed settings of a run: ZeRO stage and dtype from the JSON file, the rest from the flags.
 
 In: the flags. Out: `DeepSpeedSettings`; or a ValueError that names the file, the entry and the remedy.
 """
@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from arguments import TrainArguments
 
-# What the flags decide; a file that sets it too would contradict them silently.
+# Set by flags only: a value in the file would silently contradict them.
 SET_BY_FLAGS = {
     "optimizer": "the optimiser is AdamW with --lr and --weight-decay",
     "scheduler": "the schedule is --lr-decay-style with --warmup-iters",
@@ -24,14 +24,14 @@ SET_BY_FLAGS = {
     "gradient_accumulation_steps": "it is --gradient-accumulation-steps",
     "gradient_clipping": "it is --clip-grad",
 }
-# DeepSpeed ignores a section whose name is misspelt.
+# DeepSpeed ignores a section whose name is misspelt, so close misspellings of these are errors.
 SECTIONS = "zero_optimization zero_force_ds_cpu_optimizer zero_allow_untested_optimizer bf16 fp16 data_types".split()
 PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
 @dataclass(frozen=True)
 class DeepSpeedSettings:
-    """stage: of ZeRO. dtype: what the parameters are held in. raw: what `deepspeed.initialize` takes."""
+    """stage: of ZeRO. dtype: of the parameters. raw: the argument of `deepspeed.initialize`."""
 
     stage: int
     dtype: torch.dtype
@@ -52,12 +52,12 @@ class DeepSpeedSettings:
 
     @property
     def from_file(self) -> dict:
-        """Without what the flags decide."""
+        """The settings that the flags do not decide."""
         return {name: value for name, value in self.raw.items() if name not in SET_BY_FLAGS}
 
 
 def read_deepspeed_settings(args: TrainArguments) -> DeepSpeedSettings:
-    """Of --deepspeed_config, or ZeRO-0 in fp32. Raises FileNotFoundError, ValueError."""
+    """The settings of --deepspeed_config; without the flag, ZeRO-0 in fp32. Raises FileNotFoundError, ValueError."""
     raw = {"zero_optimization": {"stage": 0}}
     flag = f"--deepspeed_config {args.deepspeed_config}"
     if args.deepspeed_config is not None:
@@ -74,10 +74,10 @@ def read_deepspeed_settings(args: TrainArguments) -> DeepSpeedSettings:
             )
     settings = DeepSpeedSettings.of(raw)
     if settings.dtype == torch.float16 and settings.stage == 0:
-        # DeepSpeed's engine scales the loss only for its ZeRO optimisers.
+        # DeepSpeed scales the loss only in its ZeRO optimisers.
         raise ValueError(f"{flag}: fp16 needs ZeRO-1 or higher; see ds_config_fp16.json")
     by_flags = {
-        # For DeepSpeed's own statistics only: the plan of the epoch decides what a step holds and divides its loss.
+        # For DeepSpeed's own statistics only: the plan of the epoch decides what a step contains.
         "train_micro_batch_size_per_gpu": 1 if args.tokens_per_micro_batch else args.batch_size,
         "gradient_accumulation_steps": args.gradient_accumulation_steps,
         "gradient_clipping": args.clip_grad,
@@ -93,10 +93,10 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def supported_dtypes() -> list[torch.dtype]:
-    """What a DeepSpeed engine accepts on this machine: it asks its accelerator the same; fp32 everywhere."""
+    """The dtypes that a DeepSpeed engine accepts on this machine: fp32 and what the accelerator supports."""
     accelerator = get_accelerator()
-    asked = {torch.bfloat16: accelerator.is_bf16_supported, torch.float16: accelerator.is_fp16_supported}
-    return [*(dtype for dtype, is_supported in asked.items() if is_supported()), torch.float32]
+    half = {torch.bfloat16: accelerator.is_bf16_supported, torch.float16: accelerator.is_fp16_supported}
+    return [*(dtype for dtype, is_supported in half.items() if is_supported()), torch.float32]
 
 
 def check_precision(args: TrainArguments, settings: DeepSpeedSettings) -> None:
@@ -121,7 +121,7 @@ def _read(path: Path) -> object:
 
 
 def _check_sections(flag: str, raw: object) -> None:
-    """What would fail late, or be ignored silently. Raises ValueError."""
+    """Raises ValueError for what DeepSpeed would reject late or ignore silently."""
     if not isinstance(raw, dict):
         raise ValueError(f"{flag}: {type(raw).__name__}, not an object; see configs/deepspeed/")
     for name, value in raw.items():

@@ -1,4 +1,4 @@
-"""How an entry point ends: its exit codes, listed in docs/reliability.md, and what it leaves undone."""
+"""Exit codes of the entry points (listed in docs/reliability.md), and how a process ends with one."""
 
 import atexit
 import os
@@ -11,15 +11,15 @@ from torch import distributed as dist
 WRONG_INPUT = 2
 DIVERGED = 3
 NOT_WRITTEN = 74  # EX_IOERR: a full disk, a quota, lost storage
-STOPPED = 75  # EX_TEMPFAIL: the state is saved, run the same command again
+STOPPED = 75  # EX_TEMPFAIL: the state is saved; the same command resumes the run
 
 
 def run_entry(main: Callable[[list[str]], None]) -> None:
     """Runs an entry point on the words of the command line, and ends the process with its exit code.
 
-    A failure skips Python's finalisation. A thread of the process group that waits for the interpreter there, to free
-    what the last collective left, would abort the process (SIGABRT in place of the exit code); and leaving the group
-    first, as after a success, waits for ranks that may be in the middle of a collective.
+    After a failure, Python's finalisation is skipped. During it, a thread of the process group that frees what the last
+    collective left would wait for the interpreter and abort the process (SIGABRT instead of the exit code). Leaving the
+    group first, as after a success, would wait for ranks that may be in the middle of a collective.
     """
     try:
         main(sys.argv[1:])

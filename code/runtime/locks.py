@@ -1,6 +1,6 @@
-"""Locks between processes, on a file that says who holds it.
+"""Locks between processes, by a file that names the holder.
 
-In: the file. Out: the open file; the lock lasts as long as it is open, at most as long as the process.
+In: the path of the file. Out: the open file; closing it, or the end of the process, releases the lock.
 """
 
 import errno
@@ -17,20 +17,20 @@ HELD = (errno.EACCES, errno.EAGAIN)
 
 
 class Held(Exception):
-    """Another process has the lock; its message says which one."""
+    """Another process holds the lock; the message names it."""
 
 
 def lock(path: Path, wait: bool = False) -> tuple[TextIO, str | None]:
-    """Makes the folder of `path` and locks the file. Returns the lock, and a note where the file system has no locks.
+    """Creates the file and its folder, and locks it. Returns the lock, and a note if the file system has no locks.
 
-    wait: until it is free; otherwise raises Held. Raises WriteError if the file cannot be written.
+    wait: until the lock is free; otherwise raises Held. Raises WriteError if the file cannot be written.
     """
     note = None
     with as_write_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
     try:
-        # A lock of this process alone: a forked child (of the tokenising pool, say) that outlives it holds nothing.
+        # lockf, not flock: a forked child that outlives this process (of the tokenising pool, say) must not hold it.
         fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
         if error.errno in HELD:

@@ -1,4 +1,4 @@
-"""The one log of a run: rank 0 writes to the terminal and to train.log; the other ranks stay silent."""
+"""The log of a run: rank 0 writes to the terminal and to train.log, the other ranks write nothing."""
 
 import logging
 import sys
@@ -11,7 +11,7 @@ logger = logging.getLogger("distillation")
 
 
 def start_log(save_dir: Path) -> None:
-    """From here on `logger` writes, on rank 0, into <save_dir>/train.log too."""
+    """Makes `logger` write to the terminal and to <save_dir>/train.log, on rank 0."""
     logger.setLevel(logging.INFO)
     logger.propagate = False
     logger.handlers.clear()
@@ -24,5 +24,5 @@ def start_log(save_dir: Path) -> None:
 
 
 def duration(seconds: float) -> str:
-    """Hours, minutes and seconds, as 0:12:30."""
+    """Hours, minutes and seconds, like 0:12:30."""
     return str(timedelta(seconds=round(seconds)))

@@ -1,4 +1,4 @@
-"""The random numbers of a process: seeded, and kept over a restart."""
+"""The random number generators of a process: seeded at the start, saved and restored when a run is resumed."""
 
 import random
 
@@ -8,14 +8,14 @@ from deepspeed.accelerator import get_accelerator
 
 
 def seed_everything(seed: int) -> None:
-    """Python, NumPy and torch. Ranks differ in `seed` where they should draw differently (dropout)."""
+    """Seeds Python, NumPy and torch. Ranks pass different seeds if they should draw differently (dropout)."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def random_state() -> dict:
-    """Of every generator that a step may draw from: Python, NumPy, torch on the CPU and on the device."""
+    """The state of Python's, NumPy's and torch's generators (CPU and device)."""
     accelerator = get_accelerator()
     kind, keys, *rest = np.random.get_state()
     return {

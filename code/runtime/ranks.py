@@ -1,10 +1,10 @@
-"""The ranks of a run: their process group, who is the main one, and blocks that succeed or fail on all of them.
+"""The ranks of a run: their process group, which one is the main process, and blocks that fail on all ranks or on none.
 
-A rank that stopped alone would leave the others in their next collective until its timeout, half an hour by default. A
-rank that works alone (tokenises, waits for a slower one) may take longer than that; so `all_ranks` meets at the store
-of the process group, where waiting has no limit, and not in a collective.
+If one rank stopped alone, the others would wait in their next collective until its timeout, half an hour by default.
+And one rank may work alone for longer than that (tokenising, for example). So the ranks meet in `all_ranks` through the
+store of the process group, where waiting has no limit, and not in a collective.
 
-Without a process group (a single evaluation, the doctor) there is one rank, and nothing is waited for.
+Without a process group (a single evaluation, the doctor) there is one rank, and nothing waits.
 """
 
 import itertools
@@ -27,20 +27,20 @@ from runtime.atomic import WriteError
 T = TypeVar("T")
 USER_ERRORS = (ValueError, OSError)
 LONGEST_PAUSE = 0.5  # seconds between two looks at the store
-LONGEST_FAREWELL = 10.0  # seconds that a failing rank 0 waits until the others know why
+LONGEST_FAREWELL = 10.0  # seconds that a failing rank 0 waits for the others to read why
 _meetings = itertools.count()
 
 
 class OtherRankFailed(RuntimeError):
-    """An error that is not the user's occurred on another rank, which shows its traceback."""
+    """Another rank failed by an error that is not the user's; that rank shows the traceback."""
 
 
 def init_distributed() -> torch.device:
-    """Joins the process group of `deepspeed` or `torchrun`, or makes one of this process alone. Returns the device.
+    """Joins the process group of `deepspeed` or `torchrun`, or makes one of this process only. Returns the device.
 
     Raises ValueError if there are more processes than devices, OSError if the port is taken.
     """
-    # DeepSpeed calls collectives by names that torch is about to retire: nothing a user could act on.
+    # DeepSpeed calls collectives by names that torch will remove: nothing a user could act on.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     accelerator = get_accelerator()
     if "RANK" not in os.environ:
@@ -50,7 +50,7 @@ def init_distributed() -> torch.device:
             os.environ["MASTER_PORT"] = str(free.getsockname()[1])
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if accelerator.device_name() == "cpu":
-        # DeepSpeed would compile its shared-memory collectives: that takes a compiler and a minute; gloo needs neither.
+        # DeepSpeed would compile its shared-memory collectives, for a minute and with a compiler; gloo needs neither.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     else:
         _check_devices(accelerator.device_count(), local_rank)
@@ -89,7 +89,7 @@ def is_main_process() -> bool:
 
 
 def is_first_of_node() -> bool:
-    """Whether this rank reports errors and prepares files for its node; known before there is a process group."""
+    """Whether this rank reports errors and prepares files for its node. Works without a process group, too."""
     return int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
@@ -103,11 +103,11 @@ def from_main_process(value: T) -> T:
 
 @contextmanager
 def all_ranks() -> Iterator[None]:
-    """Every rank enters the block, and leaves it when all of them are done; what fails on one fails on every one.
+    """All ranks enter the block and leave it together; if it fails on one rank, it fails on all.
 
-    The block has no collectives; a rank may have nothing to do in it. WriteError is raised as WriteError on every rank,
-    another error of the user (ValueError, OSError) as ValueError; anything else as itself where it occurred and as
-    OtherRankFailed elsewhere.
+    The block must not contain collectives; a rank may have nothing to do in it. On every rank, a WriteError is raised
+    as WriteError, and another error that a user can cause (ValueError, OSError) as ValueError. Any other error is
+    raised as itself on its own rank, and as OtherRankFailed on the others.
     """
     if not dist.is_initialized():
         yield
@@ -115,13 +115,13 @@ def all_ranks() -> Iterator[None]:
     failure = None
     try:
         yield
-    except Exception as error:  # raised again below, when the others know
+    except Exception as error:  # raised below, after the other ranks know
         failure = error
     kind = next((kind for kind in (WriteError, *USER_ERRORS) if isinstance(failure, kind)), OtherRankFailed)
-    told = None
+    outcome = None
     if failure is not None:
-        told = kind.__name__, repr(failure) if kind is OtherRankFailed else str(failure)
-    outcomes = _outcomes_of_all(told)
+        outcome = kind.__name__, repr(failure) if kind is OtherRankFailed else str(failure)
+    outcomes = _exchange(outcome)
     if failure is not None and kind is OtherRankFailed:
         raise failure
     failed = {rank: tuple(outcome) for rank, outcome in enumerate(outcomes) if outcome is not None}
@@ -129,10 +129,10 @@ def all_ranks() -> Iterator[None]:
         _raise(failed)
 
 
-def _outcomes_of_all(outcome: tuple[str, str] | None) -> list[list[str] | None]:
-    """The outcomes of all ranks, by rank, once every rank has told its own, however long that takes.
+def _exchange(outcome: tuple[str, str] | None) -> list[list[str] | None]:
+    """The outcomes of all ranks, by rank. Waits for every rank without limit; a launcher ends the others if one dies.
 
-    A rank that was killed tells nothing; its launcher ends the others.
+    An outcome is the kind of a failure and its message, or None.
     """
     store, meeting = dist.group.WORLD.get_group_store(), next(_meetings)
     keys = [f"all_ranks/{meeting}/{rank}" for rank in range(dist.get_world_size())]
@@ -141,14 +141,14 @@ def _outcomes_of_all(outcome: tuple[str, str] | None) -> list[list[str] | None]:
     while not store.check(keys):
         time.sleep(pause)
         pause = min(LONGEST_PAUSE, 1.5 * pause)
-    outcomes = [json.loads(told) for told in store.multi_get(keys)]
-    if any(told is not None for told in outcomes):
+    outcomes = [json.loads(value) for value in store.multi_get(keys)]
+    if any(outcome is not None for outcome in outcomes):
         _wait_for_readers(store, f"all_ranks/{meeting}/read")
     return outcomes
 
 
 def _wait_for_readers(store: dist.Store, prefix: str) -> None:
-    """Rank 0, whose process may hold the store, stays until the others have read why (a killed one never does)."""
+    """Keeps rank 0, whose process may hold the store, alive until the others have read (a killed rank never does)."""
     keys = [f"{prefix}/{rank}" for rank in range(dist.get_world_size())]
     store.set(keys[dist.get_rank()], "")
     until = time.monotonic() + LONGEST_FAREWELL
@@ -157,7 +157,7 @@ def _wait_for_readers(store: dist.Store, prefix: str) -> None:
 
 
 def _raise(failed: dict[int, tuple[str, str]]) -> NoReturn:
-    """failed: the names of the kinds of failure, and their messages, by rank."""
+    """failed: by rank, the kind of the failure and its message."""
     bugs = [f"rank {rank}: {message}" for rank, (kind, message) in failed.items() if kind == OtherRankFailed.__name__]
     if bugs:
         raise OtherRankFailed("; ".join(bugs))

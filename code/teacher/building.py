@@ -1,10 +1,11 @@
-"""Builds the teacher of a run: live (whole on every rank, or sharded under ZeRO-3), or cached.
+"""Builds the teacher of a run: live (whole on every rank, or sharded under ZeRO-3) or cached.
 
-With --teacher-cache, what the cache lacks of the data is computed first (`filling.py`), and the teacher's body is freed
-again before the student is loaded; a run whose examples are all there loads no body at all.
+With --teacher-cache, examples that the cache lacks are computed first (`filling.py`), and the model is freed before the
+student is loaded. If the cache has all examples, the model is not loaded at all.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from transformers import AutoConfig, PretrainedConfig
@@ -26,29 +27,25 @@ def build_teacher(
     pad_id: int,
     device: torch.device,
 ) -> LiveTeacher | CachedTeacher:
-    """The teacher of the run. Raises ValueError if the cache is another teacher's, or finds no room."""
+    """Raises ValueError if the cache is another teacher's, or does not fit the disk."""
     dtype = teacher_dtype(config, settings.dtype)
-
-    def load() -> LoadedTeacher:
-        return LoadedTeacher(config, dtype, settings, device)
-
+    load = partial(LoadedTeacher, config, dtype, settings, device)
     if config.teacher.teacher_cache is None:
         loaded = load()
         return LiveTeacher(loaded.split, loaded.engine)
     with all_ranks():
         cache = TeacherCache(config.teacher.teacher_cache, fingerprint(config.teacher, dtype))
-    filler = CacheFiller(cache, datasets, load, config.data, pad_id, device)
-    if filler.log_missing():
-        model = _teacher_config(config)
-        filler.fill(config.teacher.teacher_model_path, model.hidden_size, model.vocab_size, dtype)
+    filler = CacheFiller(cache, datasets, config.data, pad_id, device)
+    if not filler.is_complete():
+        filler.fill(load, _teacher_config(config), dtype)
     return CachedTeacher(cache, device)
 
 
-def teacher_dtype(config: TrainConfig, of_student: torch.dtype) -> torch.dtype:
-    """--teacher-dtype; as the student's by default, or (auto) as the teacher was stored."""
+def teacher_dtype(config: TrainConfig, student_dtype: torch.dtype) -> torch.dtype:
+    """--teacher-dtype: by default the student's; `auto`: that of the teacher's checkpoint."""
     name = config.teacher.teacher_dtype
     if name is None:
-        return of_student
+        return student_dtype
     if name == "auto":
         return _teacher_config(config).dtype or torch.float32
     return getattr(torch, name)

@@ -1,12 +1,12 @@
-"""The teacher's hidden states on disk: one pass over the data, and the teacher's body is needed no more.
+"""The teacher's hidden states on disk: after one pass over the data, training needs only the teacher's head.
 
-Final hidden states at response positions times the frozen head are the teacher's logits, all of them, at any
-temperature; so a cache serves every objective. Its rows are found by the token ids of an example (`Example.key`):
-other orders, seeds, lengths and subsets read the same cache, and rows it does not have yet are added to it.
+The last hidden states times the frozen head are the teacher's logits, over the whole vocabulary and at any temperature;
+so one cache serves every objective. Examples are found by their token ids (`Example.key`): runs with other orders,
+seeds, lengths and subsets read the same cache, and examples that it lacks are added.
 
-    <folder>/manifest.json            what made it; another teacher is refused by name
+    <folder>/manifest.json            which teacher made it; a cache of another one is refused
     <folder>/head.safetensors         the teacher's head
-    <folder>/states-*.safetensors     keys [K, 16], counts [K], states [N, E] of K examples, complete or not there
+    <folder>/states-*.safetensors     a shard: keys [K, 16], counts [K], states [N, E] of K examples
 
 Shapes: N response positions, E hidden size of the teacher, V vocabulary.
 """
@@ -31,25 +31,26 @@ from models.files import INDEX, MODEL, digest, weight_files
 from models.heads import LanguageModelHead
 from models.sharding import frozen_linear
 from runtime.atomic import WriteError, existing_part, new_file, remove_unfinished, write_text
+from runtime.deepspeed_settings import dtype_name
 from runtime.locks import Held, lock
 
 FORMAT = 1
 MANIFEST, HEAD, LOCK = "manifest.json", "head.safetensors", ".lock"
-SHARD_BYTES, SHARD_SECONDS = 2**28, 60.0  # a shard is written when it is this large, or this old
+SHARD_BYTES, SHARD_SECONDS = 2**28, 60.0  # a shard is written when it reaches this size or age
 HUB_FILES = ["config.json", MODEL, INDEX, "model-*.safetensors"]
 
 
 class TeacherCache:
-    """The cache in `folder`, of the teacher that `made_by` (see `fingerprint`) describes.
+    """The cache in `folder` of the teacher with the fingerprint `made_by`.
 
-    Raises ValueError if another teacher made it, or if a file of it is damaged.
+    Raises ValueError if another teacher made it, or if a file is damaged.
     """
 
     def __init__(self, folder: str, made_by: dict[str, str]):
         self.folder = Path(folder)
         self.made_by = made_by
         self._shards: dict[str, safe_open] = {}
-        self._places: dict[bytes, tuple[str, int, int]] = {}  # shard, first row, rows
+        self._places: dict[bytes, tuple[str, int, int]] = {}  # shard, first position, positions
         self.refresh()
 
     @property
@@ -57,7 +58,7 @@ class TeacherCache:
         return (self.folder / MANIFEST).is_file()
 
     def refresh(self) -> None:
-        """Finds what has been added, by whichever rank or run. Raises as the constructor does."""
+        """Finds shards that ranks or other runs have added. Raises as the constructor does."""
         if not self.exists:
             return
         self._check_maker(json.loads((self.folder / MANIFEST).read_text())["made_by"])
@@ -76,7 +77,7 @@ class TeacherCache:
                 first += count
 
     def missing(self, datasets: Sequence[ExampleTable]) -> list[tuple[ExampleTable, int]]:
-        """Examples, each once, whose states are not there yet, as (data set, index); longest first."""
+        """Examples whose states are missing, without repetition, as (data set, index); longest first."""
         found = {
             key: (data, index) for data in datasets for index, key in enumerate(data.keys()) if key not in self._places
         }
@@ -94,12 +95,12 @@ class TeacherCache:
         manifest = json.loads((self.folder / MANIFEST).read_text())
         tensors = load_file(self.folder / HEAD)
         linear = frozen_linear(tensors["weight"], tensors.get("bias")).to(device)
-        return LanguageModelHead(linear, len(linear.weight), manifest["scale"], manifest["softcap"])
+        return LanguageModelHead(linear, scale=manifest["scale"], softcap=manifest["softcap"])
 
     def start(self, head: LanguageModelHead, teacher: str) -> None:
-        """Writes what is not a state: the head, and at last the manifest that makes the folder a cache.
+        """Writes the head and then the manifest, which makes the folder a cache. `teacher`: its path, for readers.
 
-        Raises ValueError if there are states already, of nobody knows which teacher.
+        Raises ValueError if there are states without a manifest (teacher unknown).
         """
         if any(self.folder.glob("states-*")):
             raise ValueError(f"--teacher-cache {self.folder}: has states but no {MANIFEST}; delete the folder")
@@ -110,7 +111,7 @@ class TeacherCache:
         write_text(self.folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
 
     def write_shard(self, keys: Sequence[bytes], states: Sequence[Tensor]) -> None:
-        """Adds the states [n, E] of some examples. Raises WriteError; what was complete before is intact."""
+        """Adds the states [positions, E] of each example. Raises WriteError; complete shards stay intact."""
         tensors = {
             "keys": torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).reshape(-1, 16),
             "counts": torch.tensor([len(part) for part in states]),
@@ -128,9 +129,9 @@ class TeacherCache:
             )
 
     def lock(self) -> TextIO:
-        """Keeps other runs from filling the cache while the returned object lives. Raises ValueError if one does.
+        """Keeps other runs from filling the cache until the returned file is closed, and removes unfinished files.
 
-        Also removes what a killed run left unfinished.
+        Raises ValueError if another run holds the lock.
         """
         try:
             file, _ = lock(self.folder / LOCK)
@@ -145,19 +146,19 @@ class TeacherCache:
     def _save(self, name: str, tensors: dict[str, Tensor]) -> None:
         with new_file(self.folder / name) as part:
             save_file(tensors, part)
-            part.chmod(0o644)  # the safetensors library writes for the owner alone; a cache is shared
+            part.chmod(0o644)  # safetensors makes files that only the owner can read; a cache is shared
 
     def _check_maker(self, made_by: dict[str, str]) -> None:
-        differ = [name for name, value in self.made_by.items() if made_by.get(name) != value]
-        if differ:
-            what = ", ".join(f"{name} {made_by.get(name)}, not {self.made_by[name]}" for name in differ)
+        different = [name for name, value in self.made_by.items() if made_by.get(name) != value]
+        if different:
+            what = ", ".join(f"{name} {made_by.get(name)}, not {self.made_by[name]}" for name in different)
             raise ValueError(
                 f"--teacher-cache {self.folder}: made by another teacher ({what}); pass another folder, or delete it"
             )
 
 
 class ShardWriter:
-    """Collects states of one rank and writes a shard when there are enough."""
+    """Collects the states that one rank computes, and writes them in shards."""
 
     def __init__(self, cache: TeacherCache):
         self.cache = cache
@@ -167,9 +168,9 @@ class ShardWriter:
         self._failure: WriteError | None = None
 
     def add(self, examples: Sequence[Example], hidden_NE: Tensor) -> None:
-        """Keeps the states of the examples, and writes them when it has enough.
+        """Adds the states of the examples, and writes a shard if it is due.
 
-        A write that fails is raised by `close`: a sharded teacher needs this rank until the pass ends.
+        The error of a failed write is raised by `close`: a sharded teacher needs this rank until the pass ends.
         """
         if self._failure is not None:
             return
@@ -183,7 +184,7 @@ class ShardWriter:
                 self._failure = error
 
     def close(self) -> None:
-        """Writes what is left. Raises WriteError."""
+        """Writes the last shard. Raises WriteError."""
         if self._failure is not None:
             raise self._failure
         self._flush()
@@ -195,7 +196,7 @@ class ShardWriter:
 
 
 def fingerprint(args: TeacherArguments, dtype: torch.dtype) -> dict[str, str]:
-    """What the teacher's hidden states depend on besides the token ids. Reads samples of the weights, loads none."""
+    """What the teacher's hidden states depend on besides the token ids. Reads samples of the weight files."""
     path, folder = args.teacher_model_path, Path(args.teacher_model_path)
     if not folder.is_dir():
         folder = Path(snapshot_download(path, revision=args.teacher_revision, allow_patterns=HUB_FILES))
@@ -205,5 +206,5 @@ def fingerprint(args: TeacherArguments, dtype: torch.dtype) -> dict[str, str]:
         "format": str(FORMAT),
         "weights": digest([folder / "config.json", *weights]),
         "adapter": digest(sorted(Path(adapter).glob("adapter_*"))) if adapter else "none",
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": dtype_name(dtype),
     }

@@ -1,14 +1,16 @@
-"""Fills the teacher cache: one pass of the teacher over the examples that it lacks, shared by all ranks."""
+"""Fills the teacher cache: one pass of the teacher, shared by all ranks, over the examples that the cache lacks."""
 
 import hashlib
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import distributed as dist
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
+from transformers import PretrainedConfig
 
 from arguments import DataArguments
 from data_utils.batches import ExampleTable, Layout, collate
@@ -19,31 +21,30 @@ from runtime.ranks import all_ranks, is_main_process, rank, world_size
 from teacher.cache import ShardWriter, TeacherCache
 from teacher.loading import LoadedTeacher
 
-SECONDS_BETWEEN_LINES = 60.0  # of the log, about the pass
-TOKENS_PER_BATCH = 8192  # of the pass: no gradient and no logits, so there is room for many
+SECONDS_BETWEEN_LINES = 60.0  # of progress in the log
+TOKENS_PER_BATCH = 8192  # large batches fit, since there are no gradients and no logits
 
 Missing = Sequence[tuple[ExampleTable, int]]
 
 
 @dataclass(frozen=True)
 class CacheFiller:
-    """load: of the teacher, collective. pad_id, device: of the batches."""
+    """Adds the states of `datasets` that `cache` lacks. args, pad_id, device: of the batches that the teacher reads."""
 
     cache: TeacherCache
     datasets: Sequence[ExampleTable]
-    load: Callable[[], LoadedTeacher]
     args: DataArguments
     pad_id: int
     device: torch.device
 
-    def log_missing(self) -> bool:
-        """Whether the cache lacks an example. Raises as `missing` does."""
+    def is_complete(self) -> bool:
+        """Whether the cache lacks no example; also logs how many it has. Raises ValueError as `missing` does."""
         missing, total = self.missing(), sum(map(len, self.datasets))
         logger.info("teacher cache %s: has %d of %d examples", self.cache.folder, total - len(missing), total)
-        return bool(missing)
+        return not missing
 
     def missing(self) -> Missing:
-        """What the cache lacks, longest first. Raises ValueError on all ranks unless all of them find the same."""
+        """What the cache lacks, longest first. Raises ValueError on every rank if the ranks find different examples."""
         missing = self.cache.missing(self.datasets)
         places = repr([(self.datasets.index(data), index) for data, index in missing]).encode()
         found_by_ranks: list = [None] * world_size()
@@ -55,65 +56,67 @@ class CacheFiller:
             )
         return missing
 
-    def fill(self, teacher: str, hidden_size: int, vocabulary_size: int, dtype: torch.dtype) -> None:
-        """Computes what is missing, with a teacher that is freed again.
+    def fill(self, load: Callable[[], LoadedTeacher], model: PretrainedConfig, dtype: torch.dtype) -> None:
+        """Computes what is missing, with a teacher that is freed again. Raises ValueError, WriteError.
 
-        teacher: its path, for the manifest. The others decide the size on disk. Raises ValueError, WriteError.
+        load: collective. model, dtype: the teacher's, known before it is loaded.
         """
-        cache, main = self.cache, is_main_process()
-        with all_ranks():
-            lock = cache.lock() if main else None
-        with all_ranks():
-            cache.refresh()  # another run may have filled it until just now
-        missing = self.missing()
-        tokens = sum(int(data.responses[index]) for data, index in missing)
-        size = (tokens + (0 if cache.exists else vocabulary_size)) * hidden_size * dtype.itemsize
-        logger.info("teacher cache: %d response tokens to compute, %.3f GB on disk", tokens, size / 1e9)
-        with all_ranks():
-            if main:
-                cache.check_room(size)
-        loaded = self.load()
-        if not isinstance(loaded.split.head, LanguageModelHead):
-            raise ValueError(
-                "--teacher-cache: this teacher's head is not one matrix, so its hidden states do not determine its "
-                "logits; drop the flag"
-            )
-        is_new = not cache.exists
-        dist.barrier()  # all have looked
-        with all_ranks():
-            if is_new and main:
-                cache.start(loaded.split.head, teacher)
-        layout = batch_layout([loaded.split.model]) if self.args.packing else "padded"
-        self.compute(loaded.split, missing, layout, in_step=loaded.engine is not None)
-        loaded.free()
-        del lock
+        with ExitStack() as held:
+            with all_ranks():
+                if is_main_process():
+                    held.enter_context(self.cache.lock())
+            with all_ranks():
+                self.cache.refresh()  # another run may just have filled it
+            missing = self.missing()
+            self._check_room(missing, model, dtype)
+            teacher = load()
+            self._start(teacher.split)
+            layout = batch_layout([teacher.split.model]) if self.args.packing else "padded"
+            self.compute(teacher.split, missing, layout)
+            teacher.free()
 
     @torch.no_grad()
-    def compute(self, teacher: SplitModel, missing: Missing, layout: Layout, in_step: bool = False) -> None:
-        """The pass: batches of like lengths, dealt to the ranks, each of which writes what it computed.
-
-        in_step: ranks without a batch of their own run an empty one, as a sharded teacher needs.
-        """
+    def compute(self, teacher: SplitModel, missing: Missing, layout: Layout) -> None:
+        """The pass: batches of similar lengths are dealt to the ranks, each of which writes what it computed."""
         batches = token_batches(missing, TOKENS_PER_BATCH)
         tokens = [sum(int(data.lengths[index]) for data, index in batch) for batch in batches]
         writer, progress = ShardWriter(self.cache), _Progress(sum(tokens))
         with progress.bar, logging_redirect_tqdm([logger] if is_main_process() else []):
             for first in range(0, len(batches), world_size()):
+                # A rank left without a batch runs an empty one: a sharded teacher needs all ranks in every forward.
                 mine = batches[first + rank()] if first + rank() < len(batches) else []
-                if mine or in_step:
-                    examples = [data[index] for data, index in mine]
-                    batch = collate(examples, self.pad_id, self.args.max_length, layout).to(self.device)
-                    writer.add(batch.examples, teacher.hidden_states(batch))
+                examples = [data[index] for data, index in mine]
+                batch = collate(examples, self.pad_id, self.args.max_length, layout).to(self.device)
+                writer.add(batch.examples, teacher.states(batch))
                 progress.add(sum(tokens[first : first + world_size()]))
         with all_ranks():
             writer.close()
         logger.info("teacher cache: made in %.1f s", progress.seconds)
         with all_ranks():
-            self._check_complete(missing)
+            self._check_complete()
 
-    def _check_complete(self, missing: Missing) -> None:
+    def _check_room(self, missing: Missing, model: PretrainedConfig, dtype: torch.dtype) -> None:
+        tokens = sum(int(data.responses[index]) for data, index in missing)
+        head_size = 0 if self.cache.exists else model.vocab_size
+        size = (tokens + head_size) * model.hidden_size * dtype.itemsize
+        logger.info("teacher cache: %d response tokens to compute, %.3f GB on disk", tokens, size / 1e9)
+        with all_ranks():
+            if is_main_process():
+                self.cache.check_room(size)
+
+    def _start(self, teacher: SplitModel) -> None:
+        if not isinstance(teacher.head, LanguageModelHead):
+            raise ValueError(
+                "--teacher-cache: this teacher's head is not one matrix, so its hidden states do not determine its "
+                "logits; drop the flag"
+            )
+        with all_ranks():
+            if is_main_process() and not self.cache.exists:
+                self.cache.start(teacher.head, teacher.causal_lm.name_or_path)
+
+    def _check_complete(self) -> None:
         self.cache.refresh()
-        if self.cache.missing(list({id(data): data for data, _ in missing}.values())):
+        if self.cache.missing(self.datasets):
             raise ValueError(
                 f"--teacher-cache {self.cache.folder}: a rank does not see what the others wrote; pass a folder that "
                 "all nodes share"
@@ -121,10 +124,10 @@ class CacheFiller:
 
 
 class _Progress:
-    """A bar on a terminal, and a line of the log per minute."""
+    """Progress of the pass: a bar on a terminal, one line per minute in the log."""
 
     def __init__(self, total: int):
-        hidden = None if is_main_process() else True  # None: without a terminal
+        hidden = None if is_main_process() else True  # None: hidden if there is no terminal
         self.bar = tqdm(total=total, desc="teacher cache", unit="token", disable=hidden, leave=False)
         self._total, self._done = total, 0
         self._started, self._logged = time.perf_counter(), -SECONDS_BETWEEN_LINES
@@ -144,7 +147,7 @@ class _Progress:
 
 
 def token_batches(missing: Missing, budget: int) -> list[Missing]:
-    """Runs of the (longest-first) examples with at most `budget` tokens, or one example."""
+    """The examples, in their order, in batches of at most `budget` tokens, or of one example that is longer."""
     batches, tokens = [], budget
     for data, index in missing:
         length = int(data.lengths[index])

@@ -1,6 +1,7 @@
-"""A teacher in memory: whole on every rank or, under ZeRO-3, each rank's share of it."""
+"""A teacher in memory: whole on every rank or, under ZeRO-3, partitioned over the ranks."""
 
 import gc
+from functools import partial
 
 import torch
 from deepspeed import DeepSpeedEngine
@@ -15,19 +16,16 @@ from runtime.ranks import all_ranks
 
 
 class LoadedTeacher:
-    """split: the model cut before its head. engine: of a sharded model; it has to live as long as the model."""
+    """split: the model and its head. engine: of a partitioned model, which it must outlive."""
 
     def __init__(self, config: TrainConfig, dtype: torch.dtype, settings: DeepSpeedSettings, device: torch.device):
         args, sharding = config.model, sharding_settings(settings, dtype)
-
-        def load():
-            return load_teacher(config.teacher, dtype, args.attn_implementation, args.trust_remote_code)
-
+        load = partial(load_teacher, config.teacher, dtype, args.attn_implementation, args.trust_remote_code)
         self.engine: DeepSpeedEngine | None = None
         if sharding and config.teacher.teacher_peft_path is None:
             with partitioned_loading(sharding):  # collective
                 model = load()
-        else:  # an adapter is merged into whole weights
+        else:  # also if there is an adapter, which is merged into whole weights
             with all_ranks():
                 model = load()
         if sharding:
@@ -36,7 +34,7 @@ class LoadedTeacher:
             model.to(device)
         self.split: SplitModel = split(model)
         if self.engine is not None and isinstance(self.split.head, LanguageModelHead):
-            # The loss uses it outside the model, and a cache when there is no model.
+            # The loss uses the head outside the model, a cache even without the model.
             self.split.head.linear = whole_linear(self.split.head.linear)
             prefetch_for(model.base_model, self.engine)
 

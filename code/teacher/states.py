@@ -1,11 +1,15 @@
-"""Where the teacher's hidden states come from: a live model, or the cache that one has written.
+"""Where the teacher's states come from: a live model, or the cache on disk.
 
 In: a batch. Out: `TeacherStates` at its response positions, without gradient.
+
+Shapes: N response positions, C of them in a chunk, E size of a state (the teacher's hidden size, or its vocabulary if
+its head is `ModelLogits`), V vocabulary of the teacher.
 """
 
 from typing import NamedTuple, Protocol
 
 import torch
+from deepspeed import DeepSpeedEngine
 from torch import Tensor
 
 from data_utils.batches import Batch
@@ -14,39 +18,39 @@ from teacher.cache import TeacherCache
 
 
 class TeacherStates(NamedTuple):
-    """hidden_NE at a batch's response positions, and the head that makes logits of them."""
+    """States at a batch's response positions, and the head that turns them into logits."""
 
-    hidden_NE: Tensor
+    states_NE: Tensor
     head: LanguageModelHead | ModelLogits
 
 
 class Teacher(Protocol):
-    """What the loop needs of a teacher."""
+    """What training needs of a teacher."""
 
     head: LanguageModelHead | ModelLogits
 
     def states(self, batch: Batch) -> TeacherStates:
-        """Of every response position of the batch."""
+        """At every response position of the batch."""
 
 
 class LiveTeacher:
     """Runs the teacher on every batch.
 
-    engine: of a sharded teacher; it has to live as long.
+    engine: holds the parameters of a sharded teacher, so it must live as long as the teacher.
     """
 
-    def __init__(self, model: SplitModel, engine: object | None = None):
+    def __init__(self, model: SplitModel, engine: DeepSpeedEngine | None = None):
         self.model = model
         self.head = model.head
         self.engine = engine
 
     @torch.no_grad()
     def states(self, batch: Batch) -> TeacherStates:
-        return TeacherStates(self.model.hidden_states(batch), self.head)
+        return TeacherStates(self.model.states(batch), self.head)
 
 
 class CachedTeacher:
-    """Reads what the teacher said; of the model only the head is in memory."""
+    """Reads the states from a cache; only the teacher's head is in memory."""
 
     def __init__(self, cache: TeacherCache, device: torch.device):
         self.cache = cache
@@ -60,24 +64,20 @@ class CachedTeacher:
             weight_VE = self.head.linear.weight
             hidden_NE = weight_VE.new_zeros(0, weight_VE.shape[1])
         if self._device.type != "cpu" and hidden_NE.is_cpu:
-            hidden_NE = hidden_NE.pin_memory()  # or the copy would wait for the device
+            hidden_NE = hidden_NE.pin_memory()  # so that the copy does not wait for the device
         return TeacherStates(hidden_NE.to(self._device, non_blocking=True), self.head)
 
 
 @torch.no_grad()
 def dropped_mass(teacher: Teacher, batch: Batch, chunk_bytes: int) -> Tensor:
-    """Sum over the response positions of the probability that the teacher gives to ids that its head is cut by.
+    """The probability that the teacher gives to ids that its head is cut by, summed over the response positions.
 
-    An fp64 scalar on the device. chunk_bytes: size of one fp32 [positions, vocabulary] block.
+    An fp64 scalar on the device. chunk_bytes: size of one fp32 [C, V] chunk.
     """
-    head, shared = teacher.head, teacher.head.vocabulary_size
-    head.vocabulary_size = head.whole_size
-    try:
-        hidden_NE = teacher.states(batch).hidden_NE
-        total = torch.zeros((), dtype=torch.float64, device=hidden_NE.device)
-        for hidden_CE in hidden_NE.split(max(1, chunk_bytes // (4 * head.whole_size))):
-            logits_CV = head.finish(head.project(hidden_CE))
-            total += logits_CV.softmax(-1)[:, shared:].sum(dtype=torch.float64)
-    finally:
-        head.vocabulary_size = shared
+    whole_head, kept = teacher.head.uncut(), teacher.head.vocabulary_size
+    states_NE = teacher.states(batch).states_NE
+    total = torch.zeros((), dtype=torch.float64, device=states_NE.device)
+    for states_CE in states_NE.split(max(1, chunk_bytes // (4 * whole_head.vocabulary_size))):
+        probabilities_CV = whole_head.finish(whole_head.project(states_CE)).softmax(-1)
+        total += probabilities_CV[:, kept:].sum(dtype=torch.float64)
     return total

@@ -45,17 +45,13 @@ def test_schedules_without_warm_up(style, wanted):
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("warmup", [{"warmup_iters": 4}, {"warmup_ratio": 0.25}])
-def test_warm_up_rises_to_the_peak_and_is_no_step_without_learning(style, warmup):
-    found = factors(16, lr=1e-3, lr_min=1e-4, lr_decay_style=style, **warmup)
+def test_warm_up_rises_to_the_peak_from_the_first_step_on(style):
+    flags = {"lr": 1e-3, "lr_min": 1e-4, "lr_decay_style": style}
+    found = factors(16, **flags, warmup_iters=4)
     assert found[:4] == pytest.approx([0.25, 0.5, 0.75, 1])
-    assert found[4:] == sorted(found[4:], reverse=True) and found[4] <= 1
-
-
-@pytest.mark.parametrize("style", ["linear", "cosine"])
-def test_after_the_warm_up_the_decay_takes_all_that_is_left(style):
-    with_warmup = factors(16, lr=1e-3, lr_min=1e-4, lr_decay_style=style, warmup_iters=4)
-    assert with_warmup[4:] == pytest.approx(factors(12, lr=1e-3, lr_min=1e-4, lr_decay_style=style))
+    if style != "noam":  # the decay takes all steps that are left
+        assert found[4:] == pytest.approx(factors(12, **flags))
+    assert factors(16, **flags, warmup_ratio=0.25) == found
 
 
 def test_noam_falls_with_the_root_of_the_step():
@@ -64,22 +60,10 @@ def test_noam_falls_with_the_root_of_the_step():
     assert found[399] == pytest.approx(0.5)
 
 
-def test_the_ratio_counts_all_steps():
-    assert factors(200, warmup_ratio=0.1) == factors(200, warmup_iters=20)
-    assert factors(5, warmup_ratio=0.1) == factors(5)
-
-
 @pytest.mark.parametrize("style", ["linear", "cosine"])
 def test_the_schedule_stays_at_its_end(style):
     args = TrainArguments(lr=1e-3, lr_min=1e-5, lr_decay_style=style)
     assert [learning_rate_factor(step, args, 10) for step in (10, 11, 1000)] == pytest.approx([1e-2] * 3)
-
-
-@pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("flags", [{}, {"warmup_iters": 50}, {"warmup_ratio": 1.0}])
-@pytest.mark.parametrize("total", [1, 2, 7])
-def test_short_runs_have_a_rate_at_every_step(style, flags, total):
-    assert all(0 < factor <= 1 for factor in factors(total, lr_decay_style=style, **flags)[:total])
 
 
 @settings(max_examples=100, deadline=None)
@@ -91,7 +75,7 @@ def test_short_runs_have_a_rate_at_every_step(style, flags, total):
 )
 def test_schedules_stay_between_their_ends(style, total, warmup, floor):
     found = factors(total, lr=1e-3, lr_min=floor * 1e-3, lr_decay_style=style, warmup_iters=warmup)
-    assert all(0 <= factor <= 1 + 1e-9 for factor in found)
+    assert all(0 < factor <= 1 + 1e-9 for factor in found[:-1]) and 0 <= found[-1] <= 1
     falling = found[warmup:]
     assert all(later <= sooner + 1e-9 for sooner, later in itertools.pairwise(falling))
     if style in ("linear", "cosine"):
@@ -129,31 +113,11 @@ def test_only_matrices_are_decayed_and_frozen_parameters_are_absent():
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 5
 
 
-def test_a_step_without_gradient_shrinks_matrices_alone():
-    model = Model()
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    optimizer = build_optimizer(model, TrainArguments(weight_decay=0.5, lr=0.1, lr_min=0.0))
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    for name, parameter in model.named_parameters():
-        share = 0.95 if name in ("embedding.weight", "linear.weight") else 1.0
-        torch.testing.assert_close(parameter.detach(), before[name] * share)
-
-
-def test_an_adapter_of_matrices_alone_makes_one_group():
-    model = nn.Linear(4, 4, bias=False)
+def test_shared_matrices_alone_make_one_group_and_are_stepped_once():
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    model[1].weight = model[0].weight
     (group,) = build_optimizer(model, TrainArguments()).param_groups
-    assert group["params"] == [model.weight]
-
-
-def test_shared_parameters_are_stepped_once():
-    model = Model()
-    model.tied = nn.Linear(4, 5, bias=False)
-    model.tied.weight = model.embedding.weight
-    optimizer = build_optimizer(model, TrainArguments())
-    assert sum(p is model.embedding.weight for group in optimizer.param_groups for p in group["params"]) == 1
+    assert group["params"] == [model[0].weight]
 
 
 @pytest.mark.parametrize("clip_grad", [0.0, 0.3, 1e4])

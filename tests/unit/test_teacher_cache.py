@@ -51,7 +51,7 @@ def fill(cache, teacher, data, layout="packed"):
     if not cache.exists:
         cache.start(teacher.head, "teacher")
     args = DataArguments("data", max_length=128, max_prompt_length=64)
-    CacheFiller(cache, [data], None, args, pad_id=0, device=CPU).compute(teacher, cache.missing([data]), layout)
+    CacheFiller(cache, [data], args, pad_id=0, device=CPU).compute(teacher, cache.missing([data]), layout)
 
 
 def test_it_gives_back_what_the_teacher_said(tiny, data, teacher, tmp_path):
@@ -61,38 +61,34 @@ def test_it_gives_back_what_the_teacher_said(tiny, data, teacher, tmp_path):
     for layout in ("packed", "padded"):
         batch = collate([data[i] for i in (3, 0, 17, 5, 5)], 0, 128, layout)
         ours, live = cached.states(batch), LiveTeacher(teacher).states(batch)
-        torch.testing.assert_close(ours.hidden_NE, live.hidden_NE, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours.states_NE, live.states_NE, rtol=1e-4, atol=1e-5)
         assert torch.equal(ours.head.linear.weight, live.head.linear.weight)
-    assert cached.states(collate([], 0, 128, "packed")).hidden_NE.shape == (0, 48)
+    assert cached.states(collate([], 0, 128, "packed")).states_NE.shape == (0, 48)
 
 
-@pytest.mark.parametrize("lengths", [(0, 3), (0, 1), (0, 0), (2, 0)])
-def test_examples_without_a_prompt_or_a_response_have_their_positions(tiny, teacher, tmp_path, lengths):
-    prompt, response = lengths
-    examples = [Example([7] * prompt, [8] * response), Example([5, 6], [7, 9])]
+def test_every_position_is_read_back_in_the_teachers_dtype(tiny, teacher, tmp_path):
+    """Also those of examples without a prompt or a response."""
+    lengths = [(2, 2), (0, 3), (0, 1), (0, 0), (2, 0)]
+    examples = [Example([7] * prompt, [i] * response) for i, (prompt, response) in enumerate(lengths)]
     cache = TeacherCache(str(tmp_path), made_by(tiny))
     cache.start(teacher.head, "teacher")
     batch, writer = collate(examples, 0, 128, "packed"), ShardWriter(cache)
-    live = LiveTeacher(teacher).states(batch).hidden_NE
+    live = LiveTeacher(teacher).states(batch).states_NE.bfloat16()
     writer.add(batch.examples, live)
     writer.close()
     cached = CachedTeacher(TeacherCache(str(tmp_path), made_by(tiny)), CPU)
-    assert torch.equal(cached.states(batch).hidden_NE, live)
+    assert torch.equal(cached.states(batch).states_NE, live)
     assert sum(example.predicted for example in examples) == len(batch.labels_N)
 
 
-def test_a_prompt_of_eos_is_cached_and_counted(tiny, teacher, tmp_path):
+def test_a_prompt_of_eos_is_counted_as_it_is_cached(tiny, tmp_path):
     row = {"prompt": "<eos>", "output": "red stone"}
     (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
     args = DataArguments(str(tmp_path), processed_data_dir=str(tmp_path / "processed"))
     data = load_instruction_data(tmp_path / "train.jsonl", load_tokenizer(str(tiny / "teacher")), args)
-    cache = TeacherCache(str(tmp_path / "cache"), made_by(tiny))
-    fill(cache, teacher, data)
     plan = EpochPlan(data.lengths, data.responses, batch_size=1, accumulation_steps=1, world_size=1, seed=0)
     batch = collate([data[0]], 0, 128, "packed")
-    assert plan.steps(1)[0].tokens == ((len(batch.labels_N),),) == ((3,),)
-    cached = CachedTeacher(TeacherCache(str(tmp_path / "cache"), made_by(tiny)), CPU)
-    assert torch.equal(cached.states(batch).hidden_NE, LiveTeacher(teacher).states(batch).hidden_NE)
+    assert plan.steps(1)[0].tokens == ((len(batch.labels_N),),) == ((data[0].predicted,),) == ((3,),)
 
 
 def test_keys_of_a_data_set_are_those_of_its_examples(data):
@@ -115,9 +111,9 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(tiny, data, teacher, tmp_p
         calls.append(batch.examples)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return type(teacher).hidden_states(teacher, batch)
+        return type(teacher).states(teacher, batch)
 
-    breaking = SimpleNamespace(head=teacher.head, hidden_states=states)
+    breaking = SimpleNamespace(head=teacher.head, states=states)
     with pytest.raises(KeyboardInterrupt):
         fill(TeacherCache(str(tmp_path), made_by(tiny)), breaking, data)
     cache = TeacherCache(str(tmp_path), made_by(tiny))
@@ -130,7 +126,6 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(tiny, data, teacher, tmp_p
 def test_another_teacher_is_refused_by_name(tiny, teacher, tmp_path):
     folder = tmp_path / "cache"
     TeacherCache(str(folder), made_by(tiny)).start(teacher.head, "teacher")
-    TeacherCache(str(folder), made_by(tiny))
     changed = tmp_path / "changed"
     shutil.copytree(tiny / "teacher", changed)
     with (changed / "model.safetensors").open("r+b") as file:
@@ -139,15 +134,13 @@ def test_another_teacher_is_refused_by_name(tiny, teacher, tmp_path):
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text("{}")
-    half = made_by(tiny) | {"dtype": "bfloat16"}
     for other, name in (
         (made_by(tiny, teacher_model_path=str(changed)), "weights"),
         (made_by(tiny, teacher_peft_path=str(adapter)), "adapter"),
-        (half, "dtype float32, not bfloat16"),
+        (made_by(tiny) | {"dtype": "bfloat16"}, "dtype float32, not bfloat16"),
     ):
-        with pytest.raises(
-            ValueError, match=f"--teacher-cache {folder}: made by another teacher .{name}.*another folder"
-        ):
+        message = f"--teacher-cache {folder}: made by another teacher .{name}.*another folder"
+        with pytest.raises(ValueError, match=message):
             TeacherCache(str(folder), other)
 
 
@@ -205,14 +198,3 @@ def test_one_run_fills_it_at_a_time_and_removes_what_a_killed_one_left(tiny, tmp
     monkeypatch.setattr(cache_module, "lock", Mock(side_effect=Held("host a, pid 7")))
     with pytest.raises(ValueError, match=r"another run is filling it \(host a, pid 7\)"):
         cache.lock()
-
-
-def test_states_keep_the_teachers_dtype(tiny, tmp_path):
-    cache = TeacherCache(str(tmp_path), made_by(tiny))
-    example, hidden_NE = Example([1, 2], [3, 4]), torch.randn(2, 8, dtype=torch.bfloat16)
-    writer = ShardWriter(cache)
-    writer.add([example], hidden_NE)
-    writer.close()
-    (tmp_path / cache_module.MANIFEST).write_text(json.dumps({"made_by": made_by(tiny)}))
-    cache.refresh()
-    assert torch.equal(cache.states([example]), hidden_NE)

@@ -24,29 +24,19 @@ def shared(student, teacher, student_size=7, teacher_size=7):
     return shared_vocabulary(student, teacher, student_size, teacher_size)
 
 
-@pytest.mark.parametrize("sizes, expected", [((7, 7), 7), ((10, 16), 10), ((16, 10), 10), ((7, 16), 7)])
-def test_equal_tokenizers_share_the_smaller_head(sizes, expected):
-    assert shared(tokenizer(WORDS), tokenizer(WORDS), *sizes) == expected
-
-
-def test_qwen_sizes():
-    assert shared(tokenizer(WORDS), tokenizer(WORDS), 151936, 152064) == 151936
+@pytest.mark.parametrize("sizes", [(7, 7), (16, 10), (151936, 152064)])
+def test_equal_tokenizers_share_the_smaller_head(sizes):
+    assert shared(tokenizer(WORDS), tokenizer(WORDS), *sizes) == min(sizes)
 
 
 def test_tokens_that_only_the_teacher_has_end_the_shared_ids():
-    assert shared(tokenizer(WORDS), tokenizer([*WORDS, "river", "hill"]), 16, 16) == 7
-
-
-@pytest.mark.parametrize("extra_id", [7, 8])
-def test_tokens_beyond_the_smaller_head_do_not_matter(extra_id):
-    teacher = tokenizer({token: i for i, token in enumerate(WORDS)} | {"river": extra_id})
-    assert shared(tokenizer(WORDS), teacher, 7, 9) == 7
+    teacher = tokenizer([*WORDS, "river", "hill"])
+    assert shared(tokenizer(WORDS), teacher, 16, 16) == shared(tokenizer(WORDS), teacher, 7, 9) == 7
 
 
 def test_an_added_token_that_only_the_student_has_is_cut_off():
-    """A [PAD] that somebody added, say: no loss reads it."""
+    """For example a [PAD]: no loss reads it."""
     assert shared(tokenizer(WORDS, added=["<pad>"]), tokenizer(WORDS), 8, 8) == 7
-    assert shared(tokenizer(WORDS, added=["<pad>"]), tokenizer(WORDS), 8, 7) == 7
 
 
 def test_holes_in_both_vocabularies_are_shared():
@@ -62,8 +52,7 @@ def refused(student, teacher, *sizes):
 
 
 def test_an_id_that_means_two_tokens():
-    teacher = tokenizer("<unk> red green blue small large <eos>".split())
-    message = refused(tokenizer(WORDS), teacher)
+    message = refused(tokenizer(WORDS), tokenizer("<unk> red green blue small large <eos>".split()))
     assert "id 2 is 'green' to the teacher and 'blue' to the student (2 such ids)" in message
 
 
@@ -83,9 +72,8 @@ def test_a_teacher_head_smaller_than_the_students_tokenizer():
 
 
 def test_a_hole_on_one_side_among_the_used_ids():
-    student = tokenizer({token: i for i, token in enumerate(WORDS)})
     teacher = tokenizer({token: i for i, token in enumerate(WORDS) if token != "green"})
-    assert "share the ids below 3 only" in refused(student, teacher)
+    assert "share the ids below 3 only" in refused(tokenizer(WORDS), teacher)
 
 
 def test_an_added_eos_is_used():
@@ -94,8 +82,3 @@ def test_an_added_eos_is_used():
     assert student.eos_token_id == 6
     assert shared(student, tokenizer(WORDS)) == 7
     assert "up to 6 ('<eos>')" in refused(student, tokenizer(WORDS[:-1], eos="large"))
-
-
-def test_no_token_in_common():
-    teacher = tokenizer({token: i + 20 for i, token in enumerate(WORDS)})
-    assert "share the ids below 0 only" in refused(tokenizer(WORDS), teacher, 30, 30)
