@@ -18,12 +18,13 @@ from models.loading import adapter_base, load_student
 from preflight import defaults
 from preflight.defaults import with_accumulation, with_checkpoints, with_precision, with_save_dir
 from preflight.plans import Ranks
+from runtime.deepspeed_settings import DeepSpeedSettings
 from training.checkpoints import name_base
 
 sys.path.insert(0, str(ROOT / "scripts/lib"))
 import variables
 
-FP32 = {"zero_optimization": {"stage": 0}}
+FP32 = {}  # DeepSpeed's settings
 
 
 def make_checkpoint(folder, file="config.json"):
@@ -95,7 +96,7 @@ def folder_of(*words, world=4, of_node=4, settings=FP32):
     config = with_checkpoints(train_config("--model-type", "gpt2", "--ckpt-name", "gpt2-base", *words))
     config = with_accumulation(config, Ranks(world, of_node))
     criterion = build_criterion(config.kd.objective, config.kd)
-    return with_save_dir(config, criterion, settings, Ranks(world, of_node)).train.save_dir
+    return with_save_dir(config, criterion, DeepSpeedSettings.of(settings), Ranks(world, of_node)).train.save_dir
 
 
 KD = ("--teacher-model-path", "models/xl", "--kd-temperature", "2", "--lr", "0.0005", "--num-epochs", "20")

@@ -399,7 +399,7 @@ BILLION = ModelFacts("model", LlamaConfig(), 10**9, 10**9, 32000, 4096, True)
 def test_memory_is_counted_by_stage_dtype_and_ranks(tiny, settings, world, device, host):
     half = settings.pop("bf16", False)
     deepspeed = {"zero_optimization": settings | {"reduce_bucket_size": 50_000_000}, "bf16": {"enabled": half}}
-    plan = memory_plan(config_of(tiny, tiny), deepspeed, BILLION, None, 1000, Ranks(world, world))
+    plan = memory_plan(config_of(tiny, tiny), DeepSpeedSettings.of(deepspeed), BILLION, None, 1000, Ranks(world, world))
     assert plan.device == {name: n * 10**9 for name, n in device.items()}
     assert {name: n for name, n in plan.host.items() if name != "loading"} == {n: 10**9 * b for n, b in host.items()}
 
@@ -416,7 +416,7 @@ def test_memory_is_counted_by_stage_dtype_and_ranks(tiny, settings, world, devic
 def test_the_teacher_is_whole_sharded_or_only_its_head(tiny, flags, stage, taken):
     config = config_of(tiny, tiny, "--teacher-model-path", "t", "--kd-objective", "todi", *flags)
     deepspeed = {"zero_optimization": {"stage": stage}, "bf16": {"enabled": True}}
-    plan = memory_plan(config, deepspeed, BILLION, BILLION, 1000, Ranks(4, 4))
+    plan = memory_plan(config, DeepSpeedSettings.of(deepspeed), BILLION, BILLION, 1000, Ranks(4, 4))
     assert plan.device["teacher"] == int(taken * 10**9)
 
 
@@ -640,7 +640,7 @@ def test_the_disk_of_a_lora_run_holds_no_frozen_weights(tiny, rows, tmp_path):
     with torch.device("meta"):
         model = add_adapter(AutoModelForCausalLM.from_config(llama_2_7b), config.model)
     student = skeleton._facts("Llama-2-7B", model)
-    plan_disk(config, {"bf16": {"enabled": True}}, student, report)
+    plan_disk(config, DeepSpeedSettings.of({"bf16": {"enabled": True}}), student, report)
     adapter = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
     state = size((2 + 12) * adapter)  # bf16 weights; fp32 weights and two moments
     assert f"of {size(2 * adapter)}, resume state of {state} and its next version" in report.facts[0][1]
@@ -662,7 +662,7 @@ PROBED = {"llama": MODELS["llama"], "bloom": BloomConfig(vocab_size=500, hidden_
 @pytest.mark.parametrize("name", PROBED)
 def test_the_doctor_gives_the_answer_of_training(tiny, rows, tmp_path, name, precision):
     """Bloom sees less of its neighbours than bf16 rounds."""
-    settings = DeepSpeedSettings(0, torch.bfloat16 if precision == "bf16" else torch.float32, {})
+    settings = DeepSpeedSettings.of({precision: {"enabled": True}})
     AutoModelForCausalLM.from_config(PROBED[name]).save_pretrained(tmp_path / name)
     config = parse_train_arguments(["--model-path", str(tmp_path / name), "--data-dir", str(rows)])
     report = Report()
@@ -683,7 +683,7 @@ def test_the_doctor_says_what_it_did_not_try(tiny, rows, monkeypatch, path, free
     config, report = config_of(tiny, rows), Report()
     monkeypatch.setattr(doctors_probe, "host_memory", lambda: Memory(free, free))
     model = student_facts(config.model, report)
-    probe(config, {}, {STUDENT: replace(model, path=path or model.path)}, report)
+    probe(config, DeepSpeedSettings.of({}), {STUDENT: replace(model, path=path or model.path)}, report)
     assert len(report.facts) == 1 and re.search(f"not tried: .*{reason}", report.facts[0][1])
 
 
