@@ -19,14 +19,13 @@ from deepspeed.accelerator import get_accelerator
 from arguments import TrainConfig
 from criterions.fused import chunk_bytes
 from data_utils.dataset import InstructionDataset
-from data_utils.epoch_plan import epoch_plan, total_steps
+from data_utils.epoch_plan import epoch_plan, total_steps, warmup_steps
 from preflight.machine import Memory, host_memory
 from preflight.report import Report, size
 from preflight.skeleton import ModelFacts
 from runtime.atomic import existing_part
 from runtime.deepspeed_settings import DeepSpeedSettings
 from teacher.building import teacher_dtype
-from training.optimizer import warmup_steps
 
 FP32 = 4
 ADAM = 2 * FP32  # two moments
