@@ -37,7 +37,6 @@ from models.probes import batch_layout, split
 from models.sharding import gathering, partitioned_loading, sharding_settings, whole_shape
 from models.vocabulary import shared_vocabulary
 from preflight.checks import Examination, check
-from preflight.plans import Ranks
 from runtime.atomic import WriteError, write_text
 from runtime.deepspeed_settings import DeepSpeedSettings, dtype_name
 from runtime.exit_codes import DIVERGED, NOT_WRITTEN, STOPPED, WRONG_INPUT, run_entry
@@ -45,6 +44,7 @@ from runtime.log import logger, start_log
 from runtime.random_state import seed_everything
 from runtime.ranks import (
     USER_ERRORS,
+    Ranks,
     all_ranks,
     from_main_process,
     init_distributed,

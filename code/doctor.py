@@ -18,10 +18,9 @@ import sys
 from data_utils.dataset import InstructionDataset, load_train_and_dev
 from models.loading import load_tokenizer
 from preflight.checks import Examination, check
-from preflight.plans import Ranks
 from preflight.probe import STUDENT, TEACHER, probe
 from preflight.report import Report
-from runtime.ranks import USER_ERRORS
+from runtime.ranks import USER_ERRORS, Ranks
 
 
 def main(argv: list[str]) -> None:

@@ -15,7 +15,7 @@ from models.attention import check_attention
 from models.files import check_adapter_path, check_model_path, check_revision
 from models.sharding import sharding_settings
 from preflight.defaults import with_accumulation, with_checkpoints, with_precision, with_save_dir
-from preflight.plans import Ranks, check_positions, plan_cache, plan_data, plan_disk, plan_memory, plan_steps
+from preflight.plans import check_positions, plan_cache, plan_data, plan_disk, plan_memory, plan_steps
 from preflight.report import Report
 from preflight.skeleton import ModelFacts, student_facts, teacher_facts
 from preflight.tokens import check_tokenizers
@@ -26,6 +26,7 @@ from runtime.deepspeed_settings import (
     read_deepspeed_settings,
     supported_dtypes,
 )
+from runtime.ranks import Ranks
 from teacher.building import teacher_dtype
 
 

@@ -14,8 +14,8 @@ from deepspeed.accelerator import get_accelerator
 from arguments import KDArguments, TrainConfig
 from criterions import Criterion
 from models.folders import ROOT, find_checkpoint, run_arguments
-from preflight.plans import Ranks
 from runtime.deepspeed_settings import DeepSpeedSettings, read_deepspeed_settings
+from runtime.ranks import Ranks
 
 CONFIGS = {"bf16": "ds_config_bf16.json", "fp16": "ds_config_fp16.json", "fp32": "ds_config_zero1_fp32.json"}
 SHORT = {"kd_rate": "kd^rate", "kd_temperature": "kd^temp", "kd_temperature_scaling": "kd^scale"}
@@ -81,10 +81,10 @@ def precision_of_machine() -> str:
 def with_accumulation(config: TrainConfig, ranks: Ranks) -> TrainConfig:
     """--global-batch-size becomes --gradient-accumulation-steps. Raises ValueError if it cannot be divided."""
     args = config.train
-    wanted, at_once = args.global_batch_size, args.batch_size * ranks.world
+    wanted, at_once = args.global_batch_size, args.batch_size * ranks.world_size
     if wanted is None:
         return config
-    given, split = args.gradient_accumulation_steps, f"--batch-size {args.batch_size} x {ranks.world} ranks"
+    given, split = args.gradient_accumulation_steps, f"--batch-size {args.batch_size} x {ranks.world_size} ranks"
     if given not in (1, wanted / at_once):
         raise ValueError(
             f"--global-batch-size {wanted}: {split} x --gradient-accumulation-steps {given} is {at_once * given}; pass "
@@ -93,8 +93,8 @@ def with_accumulation(config: TrainConfig, ranks: Ranks) -> TrainConfig:
     if wanted % at_once:
         nearest = sorted({max(at_once, wanted // at_once * at_once), (wanted // at_once + 1) * at_once})
         remedy = f"pass {' or '.join(map(str, nearest))}"
-        if wanted % ranks.world == 0:
-            of_rank = wanted // ranks.world
+        if wanted % ranks.world_size == 0:
+            of_rank = wanted // ranks.world_size
             remedy += f", or --batch-size {max(n for n in range(1, args.batch_size + 1) if of_rank % n == 0)}"
         raise ValueError(f"--global-batch-size {wanted}: is not a multiple of {split} = {at_once}; {remedy}")
     return config._replace(train=replace(args, gradient_accumulation_steps=wanted // at_once))
@@ -121,15 +121,15 @@ def setting_name(config: TrainConfig, criterion: Criterion, settings: DeepSpeedS
     unit, size = "bsz", train.batch_size
     if train.tokens_per_micro_batch is not None:
         unit, size = "tokens", train.tokens_per_micro_batch
-    batch = f"{size}x{train.gradient_accumulation_steps}x{ranks.of_node}"
-    if ranks.world > ranks.of_node:
-        batch += f"x{ranks.world // ranks.of_node}"
+    batch = f"{size}x{train.gradient_accumulation_steps}x{ranks.per_node}"
+    if ranks.world_size > ranks.per_node:
+        batch += f"x{ranks.world_size // ranks.per_node}"
     _, objective = criterion.folder_names(config.kd.objective)
     parts = [f"criterion={objective}", f"{tuning}-{settings.precision}"]
     parts += [f"teacher={config.teacher.teacher_ckpt_name}"] if criterion.needs_teacher else []
     parts += _hyper_parameters(config.kd, criterion, objective)
     parts.append(f"epoch={train.num_epochs}")
-    parts.append(f"{unit}={batch}={size * train.gradient_accumulation_steps * ranks.world}")
+    parts.append(f"{unit}={batch}={size * train.gradient_accumulation_steps * ranks.world_size}")
     parts.append(f"lr={train.lr}")
     if train.seed != _default(train, "seed"):
         parts.append(f"seed={train.seed}")

@@ -5,7 +5,6 @@ machine has, or the run stops here. Activations and the loss are estimated, and 
 report only warns.
 """
 
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -25,26 +24,13 @@ from preflight.report import Report, size
 from preflight.skeleton import ModelFacts
 from runtime.atomic import existing_part
 from runtime.deepspeed_settings import DeepSpeedSettings
+from runtime.ranks import Ranks
 from teacher.building import teacher_dtype
 
 FP32 = 4
 ADAM = 2 * FP32  # two moments
 LOSS_BLOCKS = 8  # fp32 [rows, vocabulary] blocks alive at once: logits, log-probabilities, gradient, of both models
 SAMPLED_BATCHES = 64
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """How many processes there are in all, and how many of them share this machine."""
-
-    world: int
-    of_node: int
-
-    @classmethod
-    def from_environment(cls) -> "Ranks":
-        """As the launcher says: torchrun, deepspeed, or none."""
-        world = int(os.environ.get("WORLD_SIZE", "1"))
-        return cls(world, int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", world))))
 
 
 # ---- data and steps --------------------------------------------------------------------------------------------------
@@ -87,13 +73,13 @@ def check_positions(config: TrainConfig, longest: int, models: list[ModelFacts])
 def plan_steps(config: TrainConfig, train: InstructionDataset, ranks: Ranks, report: Report) -> None:
     """Steps, epochs, warm-up."""
     args, rows = config.train, len(train.lengths)
-    plan = epoch_plan(train, args, ranks.world, "packed" if config.data.packing else "padded")
+    plan = epoch_plan(train, args, ranks.world_size, "packed" if config.data.packing else "padded")
     of_epoch, total = len(plan), total_steps(plan, args)
     micro_batch = f"--batch-size {args.batch_size}"
     if args.tokens_per_micro_batch is not None:
         micro_batch = f"--tokens-per-micro-batch {args.tokens_per_micro_batch}"
     of_step = args.batch_size * plan.micro_batches_per_step
-    micro_batches = f"--gradient-accumulation-steps {args.gradient_accumulation_steps} x {ranks.world} ranks"
+    micro_batches = f"--gradient-accumulation-steps {args.gradient_accumulation_steps} x {ranks.world_size} ranks"
     if args.tokens_per_micro_batch is None:
         micro_batches += f" = {of_step} examples"
     report.fact(
@@ -137,7 +123,7 @@ def memory_plan(
     """tokens: of the fullest micro-batch."""
     dtype = settings.dtype
     width, half = dtype.itemsize, dtype != torch.float32
-    zero, stage, world = settings.zero, settings.stage, ranks.world
+    zero, stage, world = settings.zero, settings.stage, ranks.world_size
     accumulates_fp32 = half and settings.raw.get("data_types", {}).get("grad_accum_dtype") == "fp32"
     gradient = (width + FP32 if accumulates_fp32 else width) * student.trainable
     parts = {
@@ -225,7 +211,7 @@ def plan_memory(
     tokens = tokens or fullest_batch(lengths, config.train.batch_size, config.train.seed)
     plan = memory_plan(config, settings, student, teacher, tokens, ranks)
     on_cpu = get_accelerator().device_name() == "cpu"
-    host = host_memory().share(ranks.of_node)
+    host = host_memory().share(ranks.per_node)
     counted, estimated = plan.device, plan.estimated
     if on_cpu:  # offloading is from memory to the same memory
         counted = counted | plan.host

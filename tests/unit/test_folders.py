@@ -17,8 +17,8 @@ from models.folders import ROOT, find_checkpoint
 from models.loading import adapter_base, load_student
 from preflight import defaults
 from preflight.defaults import with_accumulation, with_checkpoints, with_precision, with_save_dir
-from preflight.plans import Ranks
 from runtime.deepspeed_settings import DeepSpeedSettings
+from runtime.ranks import Ranks
 from training.checkpoints import name_base
 
 sys.path.insert(0, str(ROOT / "scripts/lib"))

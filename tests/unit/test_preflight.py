@@ -42,16 +42,17 @@ from preflight import plans, skeleton
 from preflight import probe as doctors_probe
 from preflight.checks import Examination, check
 from preflight.machine import Memory, host_memory
-from preflight.plans import Ranks, activation_bytes, check_writable, fullest_batch, memory_plan, plan_disk, plan_steps
+from preflight.plans import activation_bytes, check_writable, fullest_batch, memory_plan, plan_disk, plan_steps
 from preflight.probe import STUDENT, probe
 from preflight.report import Report, size
 from preflight.skeleton import ModelFacts, check_adapter_fits, student_facts
 from runtime import ranks as runtime_ranks
 from runtime.deepspeed_settings import DeepSpeedSettings
+from runtime.ranks import Ranks
 from teacher.states import LiveTeacher, dropped_mass
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-RANKS = Ranks(world=1, of_node=1)
+RANKS = Ranks(1, 1)
 QWEN = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
 QWEN |= {"intermediate_size": 16, "max_position_embeddings": 512, "tie_word_embeddings": True}
 
@@ -525,7 +526,7 @@ def test_the_fullest_batch_is_between_the_mean_and_the_longest():
 def test_what_cannot_fit_is_refused_and_what_may_not_is_warned_of(tiny, rows, monkeypatch):
     def plan(total, free):
         monkeypatch.setattr(plans, "host_memory", lambda: Memory(2 * total, 2 * free))
-        found = examined(tiny, rows, ranks=Ranks(world=2, of_node=2))
+        found = examined(tiny, rows, ranks=Ranks(2, 2))
         found.plan(*doctor.load_data(found.config))
         return found.report
 
