@@ -15,7 +15,14 @@ from models.attention import check_attention
 from models.files import check_adapter_path, check_model_path, check_revision
 from models.sharding import sharding_settings
 from preflight.defaults import with_accumulation, with_checkpoints, with_precision, with_save_dir
-from preflight.plans import check_positions, plan_cache, plan_data, plan_disk, plan_memory, plan_steps
+from preflight.estimates import (
+    check_positions,
+    describe_data,
+    estimate_cache,
+    estimate_disk,
+    estimate_memory,
+    estimate_steps,
+)
 from preflight.report import Report
 from preflight.skeleton import ModelFacts, student_facts, teacher_facts
 from preflight.tokens import check_tokenizers
@@ -133,24 +140,24 @@ class Examination:
         with report.check():
             check_tokenizers(config, self.student, self.teacher, report)
         with report.check():
-            plan_disk(config, self.settings, self.student, report)
+            estimate_disk(config, self.settings, self.student, report)
 
     def plan(self, train: InstructionDataset, dev: InstructionDataset | None) -> None:
         """What depends on the rows: cuts, steps, memory."""
         config, report = self.config, self.report
         models = [model for model in (self.student, self.teacher) if model is not None]
-        plan_data(config, train, dev, report)
+        describe_data(config, train, dev, report)
         longest = max(data.lengths.max() for data in (train, dev) if data is not None)
         with report.check():
             check_positions(config, int(longest), models)
-        plan_steps(config, train, self.ranks, report)
+        estimate_steps(config, train, self.ranks, report)
         if self.teacher is not None:
             with report.check():
                 tokens = sum(int(data.responses.sum()) for data in (train, dev) if data is not None)
-                plan_cache(config, self.settings, self.teacher, tokens, report)
+                estimate_cache(config, self.settings, self.teacher, tokens, report)
         if self.student is not None:
             with report.check():
-                plan_memory(config, self.settings, self.student, self.teacher, train.lengths, self.ranks, report)
+                estimate_memory(config, self.settings, self.student, self.teacher, train.lengths, self.ranks, report)
 
     def _describe(self, name: str, model: ModelFacts) -> None:
         dtype = self.settings.dtype

@@ -38,11 +38,18 @@ from models import attention
 from models.files import MODEL, read_shapes
 from models.loading import add_adapter, load_student
 from models.probes import batch_layout, split
-from preflight import plans, skeleton
+from preflight import estimates, skeleton
 from preflight import probe as doctors_probe
 from preflight.checks import Examination, check
+from preflight.estimates import (
+    activation_bytes,
+    check_writable,
+    estimate_disk,
+    estimate_steps,
+    fullest_batch,
+    memory_plan,
+)
 from preflight.machine import Memory, host_memory
-from preflight.plans import activation_bytes, check_writable, fullest_batch, memory_plan, plan_disk, plan_steps
 from preflight.probe import STUDENT, probe
 from preflight.report import Report, size
 from preflight.skeleton import ModelFacts, check_adapter_fits, student_facts
@@ -348,7 +355,7 @@ def test_steps_are_those_of_the_plan(tiny, rows, batch, accumulation, world):
     flags = ["--batch-size", str(batch), "--gradient-accumulation-steps", str(accumulation), "--num-epochs", "3"]
     config, report = config_of(tiny, tiny, *flags), Report()
     data = SimpleNamespace(lengths=np.full(rows, 9), responses=np.full(rows, 3))
-    plan_steps(config, data, Ranks(world, world), report)
+    estimate_steps(config, data, Ranks(world, world), report)
     plan = EpochPlan(data.lengths, data.responses, batch, accumulation, world, 0)
     assert report.facts[0][1].startswith(f"{len(plan)} an epoch, {3 * len(plan)} in all (3 of 3 epochs)")
     assert bool(report.warnings) == (rows < batch * accumulation * world)
@@ -357,7 +364,7 @@ def test_steps_are_those_of_the_plan(tiny, rows, batch, accumulation, world):
 def test_a_warm_up_without_an_end_is_warned_of(tiny):
     report = Report()
     data = SimpleNamespace(lengths=np.full(100, 9), responses=np.full(100, 3))
-    plan_steps(config_of(tiny, tiny, "--warmup-iters", "30", "--total-iters", "20"), data, RANKS, report)
+    estimate_steps(config_of(tiny, tiny, "--warmup-iters", "30", "--total-iters", "20"), data, RANKS, report)
     assert "so --lr 0.0005 is never reached" in report.warnings[0]
 
 
@@ -432,7 +439,7 @@ def test_the_cache_of_the_teacher_is_planned(tiny, rows, tmp_path, teacher):
 
 def test_steps_of_a_token_budget_are_those_of_the_plan(tiny):
     data, report = SimpleNamespace(lengths=np.arange(10, 110), responses=np.full(100, 3)), Report()
-    plan_steps(config_of(tiny, tiny, "--tokens-per-micro-batch", "256"), data, Ranks(2, 2), report)
+    estimate_steps(config_of(tiny, tiny, "--tokens-per-micro-batch", "256"), data, Ranks(2, 2), report)
     plan = EpochPlan(data.lengths, data.responses, 8, 1, 2, 0, tokens_per_micro_batch=256)
     assert report.facts[0][1].startswith(f"{len(plan)} an epoch")
     assert "--tokens-per-micro-batch 256 x" in report.facts[0][1]
@@ -525,7 +532,7 @@ def test_the_fullest_batch_is_between_the_mean_and_the_longest():
 
 def test_what_cannot_fit_is_refused_and_what_may_not_is_warned_of(tiny, rows, monkeypatch):
     def plan(total, free):
-        monkeypatch.setattr(plans, "host_memory", lambda: Memory(2 * total, 2 * free))
+        monkeypatch.setattr(estimates, "host_memory", lambda: Memory(2 * total, 2 * free))
         found = examined(tiny, rows, ranks=Ranks(2, 2))
         found.plan(*doctor.load_data(found.config))
         return found.report
@@ -626,10 +633,10 @@ def test_the_disk_holds_the_checkpoints_and_two_resume_states(tiny, rows, tmp_pa
     needed = checkpoints * 4 * student.parameters + 2 * 12 * student.parameters
     assert 4 * student.parameters == pytest.approx(real, rel=0.05)
     for free, refused in ((needed, False), (needed - 1, True)):
-        monkeypatch.setattr(plans.shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        monkeypatch.setattr(estimates.shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
         report = Report()
         with report.check():
-            plan_disk(config, check(config)[2], student, report)
+            estimate_disk(config, check(config)[2], student, report)
         assert bool(report.errors) == refused
     assert f"{checkpoints} checkpoints of {size(4 * student.parameters)}" in report.errors[0]
 
@@ -641,7 +648,7 @@ def test_the_disk_of_a_lora_run_holds_no_frozen_weights(tiny, rows, tmp_path):
     with torch.device("meta"):
         model = add_adapter(AutoModelForCausalLM.from_config(llama_2_7b), config.model)
     student = skeleton._facts("Llama-2-7B", model)
-    plan_disk(config, DeepSpeedSettings.of({"bf16": {"enabled": True}}), student, report)
+    estimate_disk(config, DeepSpeedSettings.of({"bf16": {"enabled": True}}), student, report)
     adapter = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
     state = size((2 + 12) * adapter)  # bf16 weights; fp32 weights and two moments
     assert f"of {size(2 * adapter)}, resume state of {state} and its next version" in report.facts[0][1]
@@ -651,7 +658,7 @@ def test_checking_a_folder_leaves_nothing_behind(tmp_path):
     assert check_writable(tmp_path / "a/b/c") == tmp_path
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="--save-dir /proc/run: cannot be written"):
-        check_writable(plans.Path("/proc/run"))
+        check_writable(estimates.Path("/proc/run"))
 
 
 # --- probes and report -----------------------------------------------------------------------------------------------

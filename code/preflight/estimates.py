@@ -36,7 +36,9 @@ SAMPLED_BATCHES = 64
 # ---- data and steps --------------------------------------------------------------------------------------------------
 
 
-def plan_data(config: TrainConfig, train: InstructionDataset, dev: InstructionDataset | None, report: Report) -> None:
+def describe_data(
+    config: TrainConfig, train: InstructionDataset, dev: InstructionDataset | None, report: Report
+) -> None:
     """Rows, tokens, and what of them is lost to the limits."""
     args = config.data
     for name, data in (("train", train), ("dev", dev)):
@@ -70,7 +72,7 @@ def check_positions(config: TrainConfig, longest: int, models: list[ModelFacts])
             raise ValueError(f"--max-length {config.data.max_length}: {model.path} has {positions} positions; lower it")
 
 
-def plan_steps(config: TrainConfig, train: InstructionDataset, ranks: Ranks, report: Report) -> None:
+def estimate_steps(config: TrainConfig, train: InstructionDataset, ranks: Ranks, report: Report) -> None:
     """Steps, epochs, warm-up."""
     args, rows = config.train, len(train.lengths)
     plan = epoch_plan(train, args, ranks.world_size, "packed" if config.data.packing else "padded")
@@ -197,7 +199,7 @@ def _size(model: ModelFacts, *names: str, default: int | None = None) -> int | N
     return size if isinstance(size, int) and size > 0 else None
 
 
-def plan_memory(
+def estimate_memory(
     config: TrainConfig,
     settings: DeepSpeedSettings,
     student: ModelFacts,
@@ -266,7 +268,7 @@ def fullest_batch(lengths: np.ndarray, batch_size: int, seed: int) -> int:
 # ---- disk ------------------------------------------------------------------------------------------------------------
 
 
-def plan_disk(config: TrainConfig, settings: DeepSpeedSettings, student: ModelFacts, report: Report) -> None:
+def estimate_disk(config: TrainConfig, settings: DeepSpeedSettings, student: ModelFacts, report: Report) -> None:
     """Raises ValueError if --save-dir cannot be written, or has no room for what the run will keep there."""
     args, folder = config.train, Path(config.train.save_dir)
     existing = check_writable(folder)
@@ -292,7 +294,7 @@ def plan_disk(config: TrainConfig, settings: DeepSpeedSettings, student: ModelFa
         )
 
 
-def plan_cache(
+def estimate_cache(
     config: TrainConfig, settings: DeepSpeedSettings, teacher: ModelFacts, response_tokens: int, report: Report
 ) -> None:
     """The teacher cache, if all rows are still missing; what is there already is known only when it is read."""
