@@ -50,7 +50,7 @@ def teacher_facts(args: TeacherArguments, trust_remote_code: bool, report: Repor
     model = _skeleton("--teacher-model-path", path, trust_remote_code, args.teacher_revision)
     facts = _facts(path, model.requires_grad_(False))  # the adapter will be merged
     if args.teacher_peft_path is not None:
-        with report.check():
+        with report.collect_errors():
             check_adapter_fits("--teacher-peft-path", args.teacher_peft_path, model, path, report)
     return facts
 

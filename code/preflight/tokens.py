@@ -27,7 +27,9 @@ def check_tokenizers(config: TrainConfig, student: ModelFacts, teacher: ModelFac
     shared = shared_vocabulary(ours, theirs, student.head_rows, teacher.head_rows)
     text = f"{shared:,} ids shared; heads have {student.head_rows:,} (student) and {teacher.head_rows:,} (teacher)"
     if shared < teacher.head_rows:
-        text += f"; the teacher's last {teacher.head_rows - shared:,} are dropped, and what they held is measured"
+        text += (
+            f"; the teacher's last {teacher.head_rows - shared:,} ids are dropped, and their probability is measured"
+        )
     report.fact("vocabulary", text)
     _compare(ours, theirs, report)
     if theirs.chat_template and _uses_alpaca(config):
