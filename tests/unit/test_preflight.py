@@ -195,7 +195,7 @@ def test_a_base_of_another_name_is_warned_of(tiny, tmp_path):
     edit_json(tmp_path / "adapter/adapter_config.json", base_model_name_or_path="org/student-chat")
     base, report = AutoModelForCausalLM.from_pretrained(tiny / "student"), Report()
     check_adapter_fits("--x", str(tmp_path / "adapter"), base, str(tiny / "student"), report)
-    assert "names its base org/student-chat" in report.warnings[0]
+    assert ": made for org/student-chat, used with " in report.warnings[0]
 
 
 # --- tokenizers ------------------------------------------------------------------------------------------------------
