@@ -56,9 +56,12 @@ def config_of(tiny, rows, *flags, student="student"):
     return parse_train_arguments([*paths, "--max-length", "128", "--max-prompt-length", "64", *flags])
 
 
+def todi(teacher):
+    return ["--teacher-model-path", str(teacher), "--kd-objective", "todi"]
+
+
 def described(tiny, rows, *flags, teacher=None, student="student"):
-    words = ["--teacher-model-path", str(teacher), "--kd-objective", "todi"] if teacher else []
-    preflight = check(config_of(tiny, rows, *flags, *words, student=student))
+    preflight = check(config_of(tiny, rows, *flags, *(todi(teacher) if teacher else []), student=student))
     preflight.describe_models()
     return preflight
 
@@ -94,8 +97,7 @@ def zero_3(tiny, rows, folder, precision, *flags):
 
 
 @pytest.mark.parametrize(
-    ("precision", "others", "remedy"),
-    [("fp16", ["bf16"], "PRECISION=bf16 or PRECISION=fp32"), ("bf16", [], "PRECISION=fp32")],
+    ("precision", "others", "remedy"), [("fp16", ["bf16"], "PRECISION=bf16 or PRECISION=fp32"), ("bf16", [], "N=fp32")]
 )
 def test_a_precision_that_the_machine_lacks_is_refused(tiny, rows, tmp_path, supports, precision, others, remedy):
     config = zero_3(tiny, rows, tmp_path, precision)
@@ -107,9 +109,8 @@ def test_a_precision_that_the_machine_lacks_is_refused(tiny, rows, tmp_path, sup
         check(config)
 
 
-def test_a_sharded_teacher_needs_a_supported_precision(tiny, rows, tmp_path, supports, teacher):
-    flags = ["--teacher-model-path", str(teacher), "--kd-objective", "todi", "--teacher-dtype", "float16"]
-    config = zero_3(tiny, rows, tmp_path, "bf16", *flags)
+def test_a_sharded_teacher_needs_a_supported_precision(tiny, rows, tmp_path, supports):
+    config = zero_3(tiny, rows, tmp_path, "bf16", *todi(tiny / "teacher"), "--teacher-dtype", "float16")
     supports("bf16", "fp16")
     check(config)
     supports("bf16")
@@ -118,24 +119,24 @@ def test_a_sharded_teacher_needs_a_supported_precision(tiny, rows, tmp_path, sup
 
 
 @pytest.mark.parametrize(
-    ("device", "installed", "precision", "flags", "message"),
+    ("device", "installed", "precision", "teacher_dtype", "message"),
     [
-        ("cuda", True, "bf16", [], None),
-        ("cuda", True, "bf16", ["--teacher-dtype", "float32"], "--teacher-dtype float32 says float32"),
-        ("cuda", True, "fp32", [], "deepspeed.json says float32"),
-        ("cuda", False, "bf16", [], "its package is not installed"),
-        ("cpu", True, "bf16", [], "runs on GPUs only"),
+        ("cuda", True, "bf16", "bfloat16", None),
+        ("cuda", True, "bf16", "float32", "--teacher-dtype float32 says float32"),
+        ("cuda", True, "fp32", "bfloat16", "deepspeed.json says float32"),
+        ("cuda", False, "bf16", "bfloat16", "its package is not installed"),
+        ("cpu", True, "bf16", "bfloat16", "runs on GPUs only"),
     ],
 )
 def test_flash_attention_needs_a_gpu_its_package_and_half_precision(
-    tiny, rows, tmp_path, teacher, supports, monkeypatch, device, installed, precision, flags, message
+    tiny, rows, tmp_path, supports, monkeypatch, device, installed, precision, teacher_dtype, message
 ):
     supports("bf16")
     monkeypatch.setattr(get_accelerator(), "device_name", lambda: device)
     monkeypatch.setitem(attention.FLASH, "flash_attention_2", lambda: installed)
     monkeypatch.setattr(attention, "is_kernels_available", lambda: False)
-    flags = ["--teacher-model-path", str(teacher), "--kd-objective", "todi", *flags]
-    config = zero_3(tiny, rows, tmp_path, precision, *flags, "--attn-implementation", "flash_attention_2")
+    flags = [*todi(tiny / "teacher"), "--teacher-dtype", teacher_dtype, "--attn-implementation", "flash_attention_2"]
+    config = zero_3(tiny, rows, tmp_path, precision, *flags)
     with pytest.raises(ValueError, match=message) if message else contextlib.nullcontext():
         check(config)
 
@@ -312,13 +313,13 @@ def test_a_warm_up_without_an_end_is_warned_of(tiny):
     assert "--lr 0.0005 is never reached" in report.warnings[0]
 
 
-def test_many_cut_rows_are_warned_of(tiny, tmp_path, rows):
+def test_many_cut_rows_are_warned_of(tiny, tmp_path):
     long = {"instruction": "Say red.", "input": "stone " * 300, "output": "river " * 300}
     (tmp_path / "train.jsonl").write_text(json.dumps(long) + "\n")
     report = doctor.report_on(config_of(tiny, tmp_path, "--processed-data-dir", str(tmp_path / "cache")))
     assert "train: 100% of the prompts are cut; raise --max-prompt-length" in report.warnings
     assert any("so their ends and EOS are never learnt; raise --max-length" in warning for warning in report.warnings)
-    assert "1 prompts cut to --max-prompt-length 64, 1 responses to --max-length 128" in dict(report.facts)["train"]
+    assert any("no dev.jsonl" in warning and "the latest checkpoint is kept" in warning for warning in report.warnings)
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
@@ -363,7 +364,7 @@ def test_what_is_offloaded_is_on_the_host(tiny):
     ],
 )
 def test_the_teacher_is_whole_sharded_or_only_its_head(tiny, flags, stage, taken):
-    config = config_of(tiny, tiny, "--teacher-model-path", "t", "--kd-objective", "todi", *flags.split())
+    config = config_of(tiny, tiny, *todi("t"), *flags.split())
     assert memory_of(config, stage, "bf16", ranks=4, teacher=BILLION)[0]["teacher"] == taken
 
 
@@ -545,13 +546,16 @@ def test_sizes():
     assert [size(n) for n in (1500, 255e6, 1.56e9, 6e15)] == ["1.5 kB", "255 MB", "1.56 GB", "6,000 TB"]
 
 
-def test_the_doctor_reports_and_writes_nothing(tiny, rows, tmp_path, teacher, capsys):
-    argv = ["--model-path", str(tiny / "student"), "--teacher-model-path", str(teacher), "--data-dir", str(rows)]
-    argv += ["--kd-objective", "todi", "--save-dir", str(tmp_path / "run"), "--max-length", "128"]
-    argv += ["--max-prompt-length", "64", "--processed-data-dir", str(tmp_path / "cache")]
+def run_doctor(tiny, rows, *words):
     with pytest.raises(SystemExit) as end:
-        doctor.main(argv)
-    assert end.value.code == 0
+        doctor.main(["--model-path", str(tiny / "student"), "--data-dir", str(rows), *map(str, words)])
+    return end.value.code
+
+
+def test_the_doctor_reports_and_writes_nothing(tiny, rows, tmp_path, teacher, capsys):
+    lengths = "--max-length", 128, "--max-prompt-length", 64
+    folders = "--save-dir", tmp_path / "run", "--processed-data-dir", tmp_path / "cache"
+    assert run_doctor(tiny, rows, *todi(teacher), *lengths, *folders) == 0
     report = capsys.readouterr().out
     for name in "student teacher tokenizer vocabulary disk train dev steps memory probes".split():
         assert re.search(f"^  {name} ", report, re.MULTILINE), name
@@ -560,18 +564,13 @@ def test_the_doctor_reports_and_writes_nothing(tiny, rows, tmp_path, teacher, ca
 
 def test_the_doctor_names_all_that_is_wrong(tiny, rows, tmp_path, teacher, capsys):
     save_adapter(tiny, tmp_path / "adapter")
-    argv = ["--model-path", str(tiny / "student"), "--teacher-model-path", str(teacher), "--data-dir", str(rows)]
-    argv += ["--kd-objective", "todi", "--teacher-peft-path", str(tmp_path / "adapter")]
-    argv += ["--keep-best-n-checkpoints", "-1", "--num-epochs", "999999999999", "--eval-gen", "--max-length", "900"]
-    with pytest.raises(SystemExit) as end:
-        doctor.main(argv)
-    assert end.value.code == 2
-    report = capsys.readouterr().out
+    wrong = [*todi(teacher), "--teacher-peft-path", tmp_path / "adapter", "--eval-gen", "--max-length", 900]
+    wrong += ["--keep-best-n-checkpoints", -1, "--num-epochs", 999999999999]
+    assert run_doctor(tiny, rows, *wrong) == 2
+    report = " ".join(capsys.readouterr().out.split())
     for part in ("does not fit", "the disk is too small", "512 positions; lower it"):
-        assert part in " ".join(report.split())
-    with pytest.raises(SystemExit) as end:
-        doctor.main([*argv, "--model-path", "nowhere/at/all", "--data-dir", "nowhere"])
-    assert end.value.code == 2
+        assert part in report
+    assert run_doctor(tiny, rows, *wrong, "--model-path", "nowhere/at/all", "--data-dir", "nowhere") == 2
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[1] for line in lines if line.startswith("error: ")] == ["--model-path", "--data-dir"]
 
