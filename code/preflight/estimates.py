@@ -48,7 +48,7 @@ def describe_data(
             name,
             f"{len(data):,} rows, {data.lengths.sum():,} tokens, {data.responses.sum():,} of them responses; "
             f"{data.cut_prompts:,} prompts cut to --max-prompt-length {args.max_prompt_length}, {data.cut_responses:,} "
-            f"responses to --max-length {args.max_length}; {empty:,} rows have no response token left",
+            f"responses to --max-length {args.max_length}; {empty:,} rows keep no response token",
         )
         for cut, count, flag in (
             ("prompts are cut", data.cut_prompts, "--max-prompt-length"),

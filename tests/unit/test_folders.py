@@ -39,21 +39,21 @@ def train_config(*words):
 
 
 @pytest.mark.parametrize(
-    "folders",  # the first is the best
+    ("best", "others"),
     [
-        ["epoch2_step6_loss1.25", "epoch1_step3_loss1.9", "epoch10_step30_loss1.3"],
-        ["epoch2_step6_loss1.4_rougel21.0", "epoch1_step3_loss1.2_rougel20.5", "epoch3_step9_loss1.5_rougel9.9"],
-        ["epoch10_step6_loss1.2", "epoch9_step3_loss1.2"],
-        ["epoch2_step6_loss7.0", "epoch1_step3_lossnan"],
+        ("epoch2_step6_loss1.25", ["epoch1_step3_loss1.9", "epoch10_step30_loss1.3"]),
+        ("epoch2_step6_loss1.4_rougel21.0", ["epoch1_step3_loss1.2_rougel20.5", "epoch3_step9_loss1.5_rougel9.9"]),
+        ("epoch10_step6_loss1.2", ["epoch9_step3_loss1.2"]),
+        ("epoch2_step6_loss7.0", ["epoch1_step3_lossnan"]),
     ],
 )
-def test_run_folder_means_its_best_checkpoint(tmp_path, folders):
+def test_run_folder_means_its_best_checkpoint(tmp_path, best, others):
     run = tmp_path / "a run" / "criterion=todi__kd^rate=0.5"
-    best, *_ = (make_checkpoint(run / name) for name in folders)
+    for name in (best, *others, ".epoch98_step98_loss0.1.tmp"):
+        make_checkpoint(run / name)
     (run / "epoch99_step99_loss0.1").mkdir()  # empty: not a checkpoint
-    make_checkpoint(run / ".epoch98_step98_loss0.1.tmp")
-    for folder in (run, run.parent, best):
-        assert find_checkpoint("--model-path", str(folder)) == str(best)
+    for folder in (run, run.parent, run / best):
+        assert find_checkpoint("--model-path", str(folder)) == str(run / best)
 
 
 def test_folder_of_several_runs_is_refused(tmp_path):
