@@ -37,8 +37,7 @@ from models.loading import load_student, load_tokenizer
 from models.probes import batch_layout, split
 from models.sharding import gathering, partitioned_loading, sharding_settings, whole_shape
 from models.vocabulary import shared_vocabulary
-from preflight.checks import Examination, check
-from preflight.plans import Ranks
+from preflight.checks import check
 from runtime.atomic import WriteError, write_text
 from runtime.deepspeed_settings import DeepSpeedSettings, dtype_name
 from runtime.exit_codes import DIVERGED, NOT_WRITTEN, STOPPED, WRONG_INPUT, run_entry
@@ -99,10 +98,14 @@ def prepare(argv: list[str]) -> Trainer | None:
     config = parse_train_arguments(argv)
     device = init_distributed()
     with all_ranks():
-        config, criterion, settings = check(config)
-    config = from_main_process(config)  # the best checkpoint of a run that still trains could differ between ranks
+        preflight = check(config)
+    criterion, settings = preflight.criterion, preflight.settings
+    # The best checkpoint of a run that still trains could differ between ranks.
+    config = from_main_process(preflight.config)
     with all_ranks():
-        examined = examine(config, criterion, settings) if is_main_process() else None
+        if is_main_process():
+            preflight.describe_models()
+            preflight.report.stop_on_errors()
     save_dir = Path(config.train.save_dir)
     resume = open_resume(config, settings)
     start_log(save_dir)
@@ -117,7 +120,9 @@ def prepare(argv: list[str]) -> Trainer | None:
     tokenizer, train, dev = load_data(config)
     with all_ranks():
         if is_main_process():
-            plan_run(examined, train, dev)
+            preflight.estimate(train, dev)
+            logger.info("%s", preflight.report)
+            preflight.report.stop_on_errors()
     datasets = [data for data in (train, dev) if data is not None]
     distiller, teacher, layout = load_models(config, criterion, tokenizer, settings, datasets, device)
     check_token_ids(config, train, dev, distiller)
@@ -147,20 +152,6 @@ def prepare(argv: list[str]) -> Trainer | None:
         metrics=Metrics(save_dir / "metrics.jsonl", device, is_main_process()),
         resume=resume,
     )
-
-
-def examine(config: TrainConfig, criterion: Criterion, settings: DeepSpeedSettings) -> Examination:
-    """Raises ValueError with all that is wrong with the models, the tokenizers and the disk."""
-    examined = Examination(config, criterion, settings, Ranks.from_environment())
-    examined.report.stop_on_errors()
-    return examined
-
-
-def plan_run(examined: Examination, train: InstructionDataset, dev: InstructionDataset | None) -> None:
-    """The whole report into the log. Raises ValueError if the run cannot fit."""
-    examined.plan(train, dev)
-    logger.info("%s", examined.report)
-    examined.report.stop_on_errors()
 
 
 def log_start(

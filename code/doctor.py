@@ -1,9 +1,10 @@
-"""Examine a run without running it: the flags of `code/distillation.py`, one report, nothing trained or written.
+"""Check a run without starting it: the flags of `code/distillation.py` in, one report out.
 
     python code/doctor.py --model-path STUDENT --teacher-model-path TEACHER --data-dir data/dolly --kd-objective todi
 
-Beside what every start checks, it loads the models and probes packing and heads, as training does. The number of ranks
-is that of WORLD_SIZE, where it is set. Exit code 0: the run can start (read the warnings); 2: it cannot.
+Beside what every start checks, it loads the models and probes their heads and the packing of batches as training does.
+It writes nothing but the cache of tokenised rows. WORLD_SIZE and LOCAL_WORLD_SIZE, if set, say how many ranks the run
+will have. Exit code 0: the run can start (read the warnings); 2: it cannot.
 """
 
 from arguments import TrainConfig, parse_train_arguments
@@ -14,21 +15,28 @@ if __name__ == "__main__":  # before the imports that take seconds
 
 import os
 import sys
+from pathlib import Path
+
+from deepspeed.accelerator import get_accelerator
+from transformers import PreTrainedModel
 
 from data_utils.dataset import InstructionDataset, load_train_and_dev
-from models.loading import load_tokenizer
-from preflight.checks import Examination, check
-from preflight.plans import Ranks
-from preflight.probe import STUDENT, TEACHER, probe
-from preflight.report import Report
+from models.heads import LanguageModelHead
+from models.loading import load_student, load_teacher, load_tokenizer
+from models.probes import batch_layout, split
+from preflight.checks import Preflight, check
+from preflight.report import Report, size
 from runtime.ranks import USER_ERRORS
+from teacher.building import teacher_dtype
+
+STUDENT, TEACHER = "--model-path", "--teacher-model-path"
 
 
 def main(argv: list[str]) -> None:
     if os.environ.get("RANK", "0") != "0":
         return
     try:
-        report = diagnose(parse_train_arguments(argv))
+        report = report_on(parse_train_arguments(argv))
     except USER_ERRORS as error:
         show_error(error)
         sys.exit(2)
@@ -36,16 +44,15 @@ def main(argv: list[str]) -> None:
     sys.exit(2 if report.errors else 0)
 
 
-def diagnose(config: TrainConfig) -> Report:
-    """The whole report. Raises ValueError where nothing can be examined, since a file is missing or broken."""
-    config, criterion, settings = check(config)
-    examined = Examination(config, criterion, settings, Ranks.from_environment())
-    with examined.report.check():
-        examined.plan(*load_data(config))
-    models = {STUDENT: examined.student, TEACHER: examined.teacher}
-    with examined.report.check():
-        probe(config, settings, {flag: model for flag, model in models.items() if model is not None}, examined.report)
-    return examined.report
+def report_on(config: TrainConfig) -> Report:
+    """Raises ValueError if files are missing or broken, so that there is nothing to report on."""
+    preflight = check(config)
+    preflight.describe_models()
+    with preflight.report.collect_errors():
+        preflight.estimate(*load_data(preflight.config))
+    with preflight.report.collect_errors():
+        probe(preflight)
+    return preflight.report
 
 
 def load_data(config: TrainConfig) -> tuple[InstructionDataset, InstructionDataset | None]:
@@ -53,6 +60,55 @@ def load_data(config: TrainConfig) -> tuple[InstructionDataset, InstructionDatas
     model = config.model
     tokenizer = load_tokenizer(model.model_path, model.trust_remote_code, model.model_revision)
     return load_train_and_dev(tokenizer, config.data)
+
+
+def probe(preflight: Preflight) -> None:
+    """What training finds out once the models are loaded: the kind of their heads, the layout of batches.
+
+    Raises ValueError if a model cannot be loaded.
+    """
+    config, report = preflight.config, preflight.report
+    if reason := _obstacle(preflight):
+        report.fact("probes", f"skipped: {reason}; training probes the models once they are loaded")
+        return
+    models = _load(preflight)
+    for flag, model in models.items():
+        head = split(model).head
+        report.fact("probes", f"{flag}: {head.kind}")
+        if not isinstance(head, LanguageModelHead):
+            report.warn(f"{flag}: its head is more than a linear layer, so whole logits are made, which takes memory")
+        if config.data.packing and batch_layout([model]) == "padded":
+            report.warn(f"{flag}: it cannot tell packed examples apart, so batches are padded, which is slower")
+    if config.data.packing:
+        live = [model for flag, model in models.items() if flag == STUDENT or not config.teacher.teacher_cache]
+        report.fact("", f"batches {batch_layout(live)}")
+
+
+def _obstacle(preflight: Preflight) -> str | None:
+    """Why the models cannot be loaded here."""
+    if preflight.report.errors:
+        return "correct the errors first"
+    config, dtype = preflight.config, preflight.settings.dtype
+    needed = preflight.student.parameters * dtype.itemsize
+    paths = {STUDENT: preflight.student.path}
+    if preflight.teacher is not None:
+        needed += preflight.teacher.parameters * teacher_dtype(config, dtype).itemsize
+        paths[TEACHER] = preflight.teacher.path
+    for flag, path in paths.items():
+        if not Path(path).is_dir():
+            return f"{flag} {path} is a hub id, and the doctor downloads no weights"
+    free = get_accelerator().available_memory()
+    return f"the weights take {size(needed)}, and {size(free)} are free" if needed > free else None
+
+
+def _load(preflight: Preflight) -> dict[str, PreTrainedModel]:
+    """The models by their flags, on the device and in the dtypes of the run."""
+    config, dtype = preflight.config, preflight.settings.dtype
+    models = {STUDENT: load_student(config.model, dtype)}
+    if preflight.teacher is not None:
+        attention, trust_remote_code = config.model.attn_implementation, config.model.trust_remote_code
+        models[TEACHER] = load_teacher(config.teacher, teacher_dtype(config, dtype), attention, trust_remote_code)
+    return {flag: model.to(get_accelerator().device_name()) for flag, model in models.items()}
 
 
 if __name__ == "__main__":

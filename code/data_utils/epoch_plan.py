@@ -134,3 +134,8 @@ def total_steps(plan: EpochPlan, args: TrainArguments) -> int:
     """Optimiser steps of the run."""
     steps = len(plan) * args.num_epochs
     return steps if args.total_iters is None else min(steps, args.total_iters)
+
+
+def warmup_steps(args: TrainArguments, total_steps: int) -> int:
+    """Steps of the linear warm-up."""
+    return args.warmup_iters or int(args.warmup_ratio * total_steps)

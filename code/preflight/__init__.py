@@ -1,1 +1,1 @@
-"""What can be known of a run before anything large is loaded: checks, and plans of memory, disk and steps."""
+"""What can be known of a run before anything large is loaded: flags, files, models, steps, memory, disk."""

@@ -1,10 +1,18 @@
-"""The checks in their order: files first, then what is in them, then what the run will take.
+"""What can be known of a run before its models are loaded, in order: flags and files, models, rows.
 
-`check` runs on every rank; `examine` and `plan` on rank 0, or in `code/doctor.py`, and fill one report.
+    preflight = check(config)             on every rank
+    preflight.describe_models()           on rank 0, or in code/doctor.py
+    preflight.estimate(train, dev)
+    print(preflight.report)
+
+`check` raises what is wrong with flags and files. The methods collect errors in the report; `report.stop_on_errors`
+raises them.
 """
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from deepspeed.accelerator import get_accelerator
 
 from arguments import TrainConfig
@@ -16,7 +24,14 @@ from models.attention import check_attention
 from models.files import check_adapter_path, check_model_path, check_revision
 from models.sharding import sharding_settings
 from preflight.defaults import with_accumulation, with_checkpoints, with_precision, with_save_dir
-from preflight.plans import Ranks, check_positions, plan_cache, plan_data, plan_disk, plan_memory, plan_steps
+from preflight.estimates import (
+    check_positions,
+    describe_data,
+    estimate_cache,
+    estimate_disk,
+    estimate_memory,
+    estimate_steps,
+)
 from preflight.report import Report
 from preflight.skeleton import ModelFacts, student_facts, teacher_facts
 from preflight.tokens import check_tokenizers
@@ -27,43 +42,112 @@ from runtime.deepspeed_settings import (
     read_deepspeed_settings,
     supported_dtypes,
 )
+from runtime.ranks import Ranks
 from teacher.building import teacher_dtype
 
 
-def check(config: TrainConfig) -> tuple[TrainConfig, Criterion, DeepSpeedSettings]:
-    """The flags with what they leave open filled in, the objective and DeepSpeed's settings.
+@dataclass
+class Preflight:
+    """A run before its models are loaded. Its methods add to the report, errors too.
 
-    Raises ValueError, a line for each file or flag that is wrong.
+    config: the flags, with defaults filled in. student, teacher: set by `describe_models`; None where the files are
+    wrong, or the objective needs no teacher.
     """
+
+    config: TrainConfig
+    criterion: Criterion
+    settings: DeepSpeedSettings
+    ranks: Ranks
+    report: Report = field(default_factory=Report)
+    student: ModelFacts | None = None
+    teacher: ModelFacts | None = None
+
+    def describe_models(self) -> None:
+        """Models, adapters, tokenizers; the run's folder and the disk; flags without effect."""
+        config, report = self.config, self.report
+        report.fact("folder", str(config.train.save_dir))
+        for name, value in unused_arguments(self.criterion, config.kd).items():
+            flag = f"--{name.replace('_', '-')}"
+            report.warn(f"{flag} {value} has no effect: {config.kd.objective} does not use it")
+        with report.collect_errors():
+            self.student = student_facts(config.model, report)
+            self._describe("student", self.student, self.settings.dtype)
+        if self.criterion.needs_teacher:
+            with report.collect_errors():
+                self.teacher = teacher_facts(config.teacher, config.model.trust_remote_code, report)
+                self._describe("teacher", self.teacher, teacher_dtype(config, self.settings.dtype))
+        if self.student is None:
+            return
+        with report.collect_errors():
+            check_tokenizers(config, self.student, self.teacher, report)
+        with report.collect_errors():
+            estimate_disk(config, self.settings, self.student, report)
+
+    def estimate(self, train: InstructionDataset, dev: InstructionDataset | None) -> None:
+        """What depends on the rows: cuts, steps, the teacher's cache, memory."""
+        config, report = self.config, self.report
+        datasets = [data for data in (train, dev) if data is not None]
+        describe_data(config, train, dev, report)
+        with report.collect_errors():
+            longest = int(max(data.lengths.max() for data in datasets))
+            check_positions(config, longest, [model for model in (self.student, self.teacher) if model is not None])
+        estimate_steps(config, train, self.ranks, report)
+        if self.teacher is not None:
+            with report.collect_errors():
+                tokens = sum(int(data.responses.sum()) for data in datasets)
+                estimate_cache(config, self.settings, self.teacher, tokens, report)
+        if self.student is not None:
+            with report.collect_errors():
+                estimate_memory(config, self.settings, self.student, self.teacher, train.lengths, self.ranks, report)
+
+    def _describe(self, name: str, model: ModelFacts, dtype: torch.dtype) -> None:
+        trainable = ""
+        if name == "student":
+            trainable = f" ({'all' if model.trainable == model.parameters else f'{model.trainable:,}'} trainable)"
+        layers = getattr(model.text_config, "num_hidden_layers", "?")
+        self.report.fact(
+            name,
+            f"{model.path}: {model.config.model_type}, {layers} layers, {model.parameters:,} parameters{trainable}, "
+            f"{dtype_name(dtype)}",
+        )
+
+
+def check(config: TrainConfig) -> Preflight:
+    """Flags and files; fills in what the flags leave open. Raises ValueError with one line per mistake."""
     report, criterion, settings, ranks = Report(), None, None, Ranks.from_environment()
-    with report.check():
+    with report.collect_errors():
         criterion = build_criterion(config.kd.objective, config.kd)
-    with report.check():
+    with report.collect_errors():
         config = with_checkpoints(config, criterion is None or criterion.needs_teacher)
-    with report.check():
+    with report.collect_errors():
         config = with_precision(config)
-    with report.check():
+    with report.collect_errors():
         config = with_accumulation(config, ranks)
-    with report.check():
+    with report.collect_errors():
         settings = read_deepspeed_settings(config.train)
-    with report.check():
+    with report.collect_errors():
         if config.kd.compile_loss:
             check_compiler(get_accelerator().device_name())
-    with report.check():
-        check_revision("--model-revision", config.model.model_revision, config.model.model_path)
-        check_model_path("--model-path", config.model.model_path)
-        if config.model.peft_path is not None:
-            check_adapter_path("--peft-path", config.model.peft_path)
-    if criterion is not None and criterion.needs_teacher:
-        with report.check():
+    with report.collect_errors():
+        _check_student(config)
+    with report.collect_errors():
+        if criterion is not None and criterion.needs_teacher:
             _check_teacher(config)
-    with report.check():
+    with report.collect_errors():
         prompt_template(config.data.prompt_template)
-    with report.check():
+    with report.collect_errors():
         _check_data(config)
     report.stop_on_errors()
     _check_dtypes(config, settings, criterion.needs_teacher)
-    return with_save_dir(config, criterion, settings, ranks), criterion, settings
+    return Preflight(with_save_dir(config, criterion, settings, ranks), criterion, settings, ranks)
+
+
+def _check_student(config: TrainConfig) -> None:
+    model = config.model
+    check_revision("--model-revision", model.model_revision, model.model_path)
+    check_model_path("--model-path", model.model_path)
+    if model.peft_path is not None:
+        check_adapter_path("--peft-path", model.peft_path)
 
 
 def _check_teacher(config: TrainConfig) -> None:
@@ -80,7 +164,7 @@ def _check_teacher(config: TrainConfig) -> None:
 
 
 def _check_dtypes(config: TrainConfig, settings: DeepSpeedSettings, needs_teacher: bool) -> None:
-    """What the machine and the attention kernel can compute in, of what student and teacher will be held in."""
+    """Whether device and attention kernel support the dtypes of student and teacher."""
     check_precision(config.train, settings)
     dtypes = {f"--deepspeed_config {config.train.deepspeed_config}": settings.dtype}
     if needs_teacher and config.teacher.teacher_dtype is not None:
@@ -103,65 +187,4 @@ def _check_data(config: TrainConfig) -> None:
     if config.train.eval_gen and not train_file.with_name("dev.jsonl").is_file():
         raise FileNotFoundError(
             f"--eval-gen: no dev.jsonl in --data-dir {config.data.data_dir}; add one, or drop the flag"
-        )
-
-
-class Examination:
-    """What is known of the models before they are loaded; its report grows with `plan`."""
-
-    def __init__(self, config: TrainConfig, criterion: Criterion, settings: DeepSpeedSettings, ranks: Ranks):
-        self.config, self.settings, self.ranks = config, settings, ranks
-        self.report = Report()
-        self.student: ModelFacts | None = None
-        self.teacher: ModelFacts | None = None
-        self.report.fact("folder", str(config.train.save_dir))
-        for name, value in unused_arguments(criterion, config.kd).items():
-            flag = f"--{name.replace('_', '-')}"
-            self.report.warn(f"{flag} {value} has no effect: {config.kd.objective} does not use it")
-        self._examine(criterion.needs_teacher)
-
-    def _examine(self, needs_teacher: bool) -> None:
-        """Models, adapters, tokenizers, disk; errors stay in the report."""
-        config, report = self.config, self.report
-        with report.check():
-            self.student = student_facts(config.model, report)
-            self._describe("student", self.student)
-        if needs_teacher:
-            with report.check():
-                self.teacher = teacher_facts(config.teacher, config.model.trust_remote_code, report)
-                self._describe("teacher", self.teacher)
-        if self.student is None:
-            return
-        with report.check():
-            check_tokenizers(config, self.student, self.teacher, report)
-        with report.check():
-            plan_disk(config, self.settings, self.student, report)
-
-    def plan(self, train: InstructionDataset, dev: InstructionDataset | None) -> None:
-        """What depends on the rows: cuts, steps, memory."""
-        config, report = self.config, self.report
-        models = [model for model in (self.student, self.teacher) if model is not None]
-        plan_data(config, train, dev, report)
-        longest = max(data.lengths.max() for data in (train, dev) if data is not None)
-        with report.check():
-            check_positions(config, int(longest), models)
-        plan_steps(config, train, self.ranks, report)
-        if self.teacher is not None:
-            with report.check():
-                tokens = sum(int(data.responses.sum()) for data in (train, dev) if data is not None)
-                plan_cache(config, self.settings, self.teacher, tokens, report)
-        if self.student is not None:
-            with report.check():
-                plan_memory(config, self.settings, self.student, self.teacher, train.lengths, self.ranks, report)
-
-    def _describe(self, name: str, model: ModelFacts) -> None:
-        dtype = self.settings.dtype
-        dtype = dtype_name(dtype if name == "student" else teacher_dtype(self.config, dtype))
-        trainable = "all" if model.trainable == model.parameters else f"{model.trainable:,}"
-        of_student = f", {trainable} trainable" if name == "student" else ""
-        layers = getattr(model.text_config, "num_hidden_layers", "?")
-        self.report.fact(
-            name,
-            f"{model.path}: {model.config.model_type}, {layers} layers, {model.parameters:,} parameters{of_student}, "
-            f"in {dtype}",
         )

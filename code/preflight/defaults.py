@@ -1,56 +1,59 @@
-"""What the flags of a training run leave open: checkpoints of run folders, precision, accumulation, the run's folder.
+"""What the flags of a training run leave open: best checkpoints, precision, accumulation steps, the run's folder.
 
-In: the parsed flags. Out: the same with those filled in, so that checks, args.json and the resume state see what the
-run is made of. Each function leaves alone what was given.
+In: the parsed flags. Out: the same flags with these filled in, so that args.json and the resume state say what the run
+is made of. What was given is kept.
 """
 
 import hashlib
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from arguments import KDArguments, TrainConfig
+from arguments import KDArguments, ModelArguments, TeacherArguments, TrainArguments, TrainConfig
 from criterions import Criterion
 from models.folders import ROOT, find_checkpoint, run_arguments
-from preflight.plans import Ranks
+from preflight.report import Report
 from runtime.deepspeed_settings import DeepSpeedSettings, read_deepspeed_settings
+from runtime.ranks import Ranks
 
+Models = TypeVar("Models", ModelArguments, TeacherArguments)
 CONFIGS = {"bf16": "ds_config_bf16.json", "fp16": "ds_config_fp16.json", "fp32": "ds_config_zero1_fp32.json"}
 SHORT = {"kd_rate": "kd^rate", "kd_temperature": "kd^temp", "kd_temperature_scaling": "kd^scale"}
 LONGEST_NAME = 200  # bytes; a file name has at most 255
 
 
 def with_checkpoints(config: TrainConfig, needs_teacher: bool = True) -> TrainConfig:
-    """Run folders become their best checkpoint, and models get the name of their run or of their folder.
+    """Replaces run folders by their best checkpoint, and names models after their run or their folder.
 
-    Raises ValueError, a line for each path that holds several runs.
+    Raises ValueError with one line per path that holds several runs.
     """
-    found, errors = {}, []
-    for group in (config.model, config.teacher) if needs_teacher else (config.model,):
-        for name, path in vars(group).items():
-            if name.endswith(("model_path", "peft_path")) and path is not None:
-                try:
-                    found[name] = find_checkpoint(f"--{name.replace('_', '-')}", path)
-                except ValueError as error:
-                    errors.append(str(error))
-    if errors:
-        raise ValueError("\n".join(errors))
-    for prefix, group in (("", config.model), ("teacher_", config.teacher)):
-        if f"{prefix}model_path" in found:
-            given, checkpoint = getattr(group, f"{prefix}model_path"), found[f"{prefix}model_path"]
-            default = run_arguments(checkpoint).get("ckpt_name") or Path(given).absolute().name
-            found[f"{prefix}ckpt_name"] = getattr(group, f"{prefix}ckpt_name") or default
-    groups = {
-        name: replace(group, **{key: value for key, value in found.items() if hasattr(group, key)})
-        for name, group in (("model", config.model), ("teacher", config.teacher))
-    }
-    return config._replace(**groups)
+    report = Report()
+    config = config._replace(model=_with_checkpoints(config.model, "", report))
+    if needs_teacher:
+        config = config._replace(teacher=_with_checkpoints(config.teacher, "teacher_", report))
+    report.stop_on_errors()
+    return config
+
+
+def _with_checkpoints(group: Models, prefix: str, report: Report) -> Models:
+    """prefix: of the group's flags."""
+    model, adapter, label = f"{prefix}model_path", f"{prefix}peft_path", f"{prefix}ckpt_name"
+    found = {}
+    for name in (model, adapter):
+        if (path := getattr(group, name)) is not None:
+            with report.collect_errors():
+                found[name] = find_checkpoint(f"--{name.replace('_', '-')}", path)
+    if model in found and getattr(group, label) is None:
+        of_folder = Path(getattr(group, model)).absolute().name
+        found[label] = run_arguments(found[model]).get("ckpt_name") or of_folder
+    return replace(group, **found)
 
 
 def with_precision(config: TrainConfig) -> TrainConfig:
-    """--precision becomes the DeepSpeed file of that precision. Raises ValueError if the given file has another."""
+    """Chooses the DeepSpeed file of --precision. Raises ValueError if --deepspeed_config has another precision."""
     args = config.train
     if args.precision is None:
         return config
@@ -67,11 +70,11 @@ def with_precision(config: TrainConfig) -> TrainConfig:
 
 
 def precision_of_machine() -> str:
-    """bf16 where the device computes in it, else fp16; fp32 on a CPU, where half precision gains only with AMX."""
+    """bf16 if the device has it, else fp16; fp32 on a CPU, where half precision gains only with AMX."""
     accelerator = get_accelerator()
     if accelerator.device_name() == "cpu":
         return "fp32"
-    # PyTorch also says yes where it emulates bf16, on GPUs before Ampere.
+    # On GPUs before Ampere PyTorch emulates bf16 and calls that support.
     emulated = accelerator.device_name() == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
     if accelerator.is_bf16_supported() and not emulated:
         return "bf16"
@@ -79,29 +82,29 @@ def precision_of_machine() -> str:
 
 
 def with_accumulation(config: TrainConfig, ranks: Ranks) -> TrainConfig:
-    """--global-batch-size becomes --gradient-accumulation-steps. Raises ValueError if it cannot be divided."""
+    """Derives --gradient-accumulation-steps from --global-batch-size. Raises ValueError if there is no such number."""
     args = config.train
-    wanted, at_once = args.global_batch_size, args.batch_size * ranks.world
+    wanted, at_once = args.global_batch_size, args.batch_size * ranks.world_size
     if wanted is None:
         return config
-    given, split = args.gradient_accumulation_steps, f"--batch-size {args.batch_size} x {ranks.world} ranks"
+    given, split = args.gradient_accumulation_steps, f"--batch-size {args.batch_size} x {ranks.world_size} ranks"
     if given not in (1, wanted / at_once):
         raise ValueError(
             f"--global-batch-size {wanted}: {split} x --gradient-accumulation-steps {given} is {at_once * given}; pass "
-            "one of the two (in front of a script: GRAD_ACC without GLOBAL_BATCH)"
+            "one of the two (in the scripts GLOBAL_BATCH or GRAD_ACC)"
         )
     if wanted % at_once:
         nearest = sorted({max(at_once, wanted // at_once * at_once), (wanted // at_once + 1) * at_once})
         remedy = f"pass {' or '.join(map(str, nearest))}"
-        if wanted % ranks.world == 0:
-            of_rank = wanted // ranks.world
-            remedy += f", or --batch-size {max(n for n in range(1, args.batch_size + 1) if of_rank % n == 0)}"
+        if wanted % ranks.world_size == 0:
+            per_rank = wanted // ranks.world_size
+            remedy += f", or --batch-size {max(n for n in range(1, args.batch_size + 1) if per_rank % n == 0)}"
         raise ValueError(f"--global-batch-size {wanted}: is not a multiple of {split} = {at_once}; {remedy}")
     return config._replace(train=replace(args, gradient_accumulation_steps=wanted // at_once))
 
 
 def with_save_dir(config: TrainConfig, criterion: Criterion, settings: DeepSpeedSettings, ranks: Ranks) -> TrainConfig:
-    """--save-dir, named by what is trained and how: outputs/<model type>/<student>/<objective>/<setting>."""
+    """Names --save-dir after the run: outputs/<model type>/<student>/<objective>/<setting>."""
     if config.train.save_dir is not None:
         return config
     task, _ = criterion.folder_names(config.kd.objective)
@@ -111,26 +114,19 @@ def with_save_dir(config: TrainConfig, criterion: Criterion, settings: DeepSpeed
 
 
 def setting_name(config: TrainConfig, criterion: Criterion, settings: DeepSpeedSettings, ranks: Ranks) -> str:
-    """What tells a run from others of the same models; of the objective's hyper-parameters those that it uses."""
+    """Tells a run from others of the same models and objective."""
     model, train = config.model, config.train
     tuning = "default"
     if model.peft is not None:
         tuning = (
             f"{model.peft}-rank={model.peft_lora_r}-alpha={model.peft_lora_alpha}-dropout={model.peft_lora_dropout}"
         )
-    unit, size = "bsz", train.batch_size
-    if train.tokens_per_micro_batch is not None:
-        unit, size = "tokens", train.tokens_per_micro_batch
-    batch = f"{size}x{train.gradient_accumulation_steps}x{ranks.of_node}"
-    if ranks.world > ranks.of_node:
-        batch += f"x{ranks.world // ranks.of_node}"
     _, objective = criterion.folder_names(config.kd.objective)
     parts = [f"criterion={objective}", f"{tuning}-{settings.precision}"]
-    parts += [f"teacher={config.teacher.teacher_ckpt_name}"] if criterion.needs_teacher else []
+    if criterion.needs_teacher:
+        parts.append(f"teacher={config.teacher.teacher_ckpt_name}")
     parts += _hyper_parameters(config.kd, criterion, objective)
-    parts.append(f"epoch={train.num_epochs}")
-    parts.append(f"{unit}={batch}={size * train.gradient_accumulation_steps * ranks.world}")
-    parts.append(f"lr={train.lr}")
+    parts += [f"epoch={train.num_epochs}", _batch(train, ranks), f"lr={train.lr}"]
     if train.seed != _default(train, "seed"):
         parts.append(f"seed={train.seed}")
     name = "__".join(parts)
@@ -139,13 +135,25 @@ def setting_name(config: TrainConfig, criterion: Criterion, settings: DeepSpeedS
     return name
 
 
+def _batch(args: TrainArguments, ranks: Ranks) -> str:
+    """Micro-batch x accumulation steps x ranks per node (x nodes) = examples, or tokens, per step."""
+    unit, micro_batch = "bsz", args.batch_size
+    if args.tokens_per_micro_batch is not None:
+        unit, micro_batch = "tokens", args.tokens_per_micro_batch
+    factors, nodes = [micro_batch, args.gradient_accumulation_steps, ranks.per_node], ranks.world_size // ranks.per_node
+    if nodes > 1:
+        factors.append(nodes)
+    total = micro_batch * args.gradient_accumulation_steps * ranks.world_size
+    return f"{unit}={'x'.join(map(str, factors))}={total}"
+
+
 def _hyper_parameters(args: KDArguments, criterion: Criterion, objective: str) -> list[str]:
-    """Rate and temperature always, the others if they were changed."""
+    """Of those that the objective uses: rate and temperature always, others if they are not the default."""
     parts = []
     for name in criterion.used_arguments():
         value = getattr(args, name)
-        told = objective.endswith(f"+{value}")  # the objective that another one wraps
-        if name in ("kd_rate", "kd_temperature") or (value != _default(args, name) and not told):
+        is_named = objective.endswith(f"+{value}")  # adakd+todi: the base objective
+        if name in ("kd_rate", "kd_temperature") or (value != _default(args, name) and not is_named):
             parts.append(f"{SHORT.get(name, name.replace('_', '-'))}={value}")
     return parts
 

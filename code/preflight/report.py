@@ -1,4 +1,4 @@
-"""The report of the checks: facts, warnings with their remedies, errors."""
+"""What preflight has to say: facts, warnings with their remedies, errors."""
 
 import textwrap
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ MARGIN = 13
 
 @dataclass
 class Report:
-    """Filled by the checks in turn; an error does not keep the next check from running."""
+    """Filled step by step; an error in one step does not keep the next from running."""
 
     facts: list[tuple[str, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -26,15 +26,15 @@ class Report:
         self.warnings.append(message)
 
     @contextmanager
-    def check(self) -> Iterator[None]:
-        """What a user can get wrong inside the block becomes an error of the report."""
+    def collect_errors(self) -> Iterator[None]:
+        """An error of the user's in the block (ValueError, OSError) goes into the report, one entry per line."""
         try:
             yield
         except USER_ERRORS as error:
             self.errors += str(error).splitlines()
 
     def stop_on_errors(self) -> None:
-        """Raises ValueError, a line each, if there are any."""
+        """Raises ValueError with one line per error, if there are any."""
         if self.errors:
             raise ValueError("\n".join(self.errors))
 
@@ -57,7 +57,7 @@ def _wrapped(head: str, text: str) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes for people, in powers of ten as disks are sold."""
+    """Bytes for people: kB, MB, GB, TB (powers of ten)."""
     for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if count >= factor:
             return f"{count / factor:.3g} {unit}" if count < 1000 * factor else f"{count / factor:,.0f} {unit}"

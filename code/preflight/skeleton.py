@@ -1,4 +1,4 @@
-"""Models without weights: built on the meta device from their configuration, to count, to compare, to fit adapters."""
+"""Models without weights, built on the meta device: parameters are counted, and shapes compared with the files."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from preflight.report import Report
 class ModelFacts:
     """A model as it will be loaded; counts are of parameters.
 
-    head_rows, head_columns: ids and size of the hidden states of its head, [V, D].
+    head_rows, head_columns: shape of the head's weight, ids x hidden size.
     """
 
     path: str
@@ -35,7 +35,7 @@ class ModelFacts:
 
 
 def student_facts(args: ModelArguments, report: Report) -> ModelFacts:
-    """Raises ValueError if the files do not make the model, or --peft-path does not fit it."""
+    """Raises ValueError if the files are not a model, or --peft-path does not fit it."""
     model = _skeleton("--model-path", args.model_path, args.trust_remote_code, args.model_revision)
     if args.peft_path is not None:
         model = check_adapter_fits("--peft-path", args.peft_path, model, args.model_path, report, trains=True)
@@ -45,12 +45,12 @@ def student_facts(args: ModelArguments, report: Report) -> ModelFacts:
 
 
 def teacher_facts(args: TeacherArguments, trust_remote_code: bool, report: Report) -> ModelFacts:
-    """Raises ValueError if the files do not make the model; an adapter that does not fit is an error of the report."""
+    """Raises ValueError if the files are not a model. An adapter that does not fit goes into the report as an error."""
     path = args.teacher_model_path
     model = _skeleton("--teacher-model-path", path, trust_remote_code, args.teacher_revision)
-    facts = _facts(path, model.requires_grad_(False))  # the adapter will be merged
+    facts = _facts(path, model.requires_grad_(False))  # without the adapter, which will be merged
     if args.teacher_peft_path is not None:
-        with report.check():
+        with report.collect_errors():
             check_adapter_fits("--teacher-peft-path", args.teacher_peft_path, model, path, report)
     return facts
 
@@ -58,9 +58,9 @@ def teacher_facts(args: TeacherArguments, trust_remote_code: bool, report: Repor
 def check_adapter_fits(
     flag: str, path: str, base: PreTrainedModel, base_path: str, report: Report, trains: bool = False
 ) -> PeftModel:
-    """`base`, a skeleton, with the adapter's layers. Raises ValueError if the adapter's tensors are not those.
+    """`base`, without weights, wrapped by PEFT. Raises ValueError if the adapter's tensors do not fit.
 
-    PEFT itself refuses other shapes only after the base is loaded, and trains what the adapter lacks from scratch.
+    PEFT refuses other shapes only after the base is loaded, and initialises tensors that the adapter lacks.
     """
     named = read_json(flag, Path(path) / "adapter_config.json").get("base_model_name_or_path") or "no base"
     advice = f"it was made for {named}: pass that base, or an adapter of this one"
@@ -73,7 +73,7 @@ def check_adapter_fits(
     config.inference_mode = not trains
     try:
         model = PeftModel(base, config, low_cpu_mem_usage=True)
-    except ValueError as error:  # none of its target modules is there
+    except ValueError as error:  # the base has none of its target modules
         raise ValueError(f"{flag} {path}: does not fit {base_path} ({error}); {advice}") from None
     expected = {
         name: tuple(tensor.shape)
@@ -90,8 +90,8 @@ def check_adapter_fits(
         )
     if Path(named).name != Path(base_path).name:
         report.warn(
-            f"{flag} {path} names its base {named}, and is put on {base_path}; the shapes fit, but if these are two "
-            "models the result is neither: pass the base that it names"
+            f"{flag} {path}: made for {named}, used with {base_path}; the shapes fit, but if these are two models the "
+            "adapter will not work as trained: pass the base it was made for"
         )
     return model
 
@@ -108,7 +108,7 @@ def _skeleton(flag: str, path: str, trust_remote_code: bool, revision: str | Non
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         if "trust_remote_code" in reason or "custom code" in reason:
-            reason = "it comes with code of its own; read that code, and pass --trust-remote-code to run it"
+            reason = "it comes with code of its own; read that code, then pass --trust-remote-code to run it"
         else:
             reason += "; pass the folder or the hub id of a causal language model"
         raise ValueError(f"{flag} {path}: {reason}") from None
@@ -117,7 +117,7 @@ def _skeleton(flag: str, path: str, trust_remote_code: bool, revision: str | Non
 
 
 def _check_shapes(flag: str, path: str, model: PreTrainedModel) -> None:
-    """Weights that are not of the size that config.json says; names that differ are left to the loading."""
+    """Raises ValueError if tensors have other shapes than config.json says. Missing tensors are found at loading."""
     if not Path(path).is_dir() or hasattr(model.config, "quantization_config"):
         return
     found = read_shapes(flag, path)

@@ -1,4 +1,4 @@
-"""Whether teacher and student read and end a text in the same way: vocabularies, special tokens, chat traps."""
+"""Whether teacher and student read and end texts alike: vocabularies, special tokens, chat templates."""
 
 from pathlib import Path
 
@@ -28,7 +28,9 @@ def check_tokenizers(config: TrainConfig, student: ModelFacts, teacher: ModelFac
     shared = shared_vocabulary(ours, theirs, student.head_rows, teacher.head_rows)
     text = f"{shared:,} ids shared; heads have {student.head_rows:,} (student) and {teacher.head_rows:,} (teacher)"
     if shared < teacher.head_rows:
-        text += f"; the teacher's last {teacher.head_rows - shared:,} are dropped, and what they held is measured"
+        text += (
+            f"; the teacher's last {teacher.head_rows - shared:,} ids are dropped, and their probability is measured"
+        )
     report.fact("vocabulary", text)
     _compare(ours, theirs, report)
     if theirs.chat_template and _uses_alpaca(config):
@@ -39,27 +41,30 @@ def _compare(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, rep
     if ours.eos_token_id != theirs.eos_token_id:
         report.warn(
             f"answers end with {_token(ours, 'EOS')} for the student and with {_token(theirs, 'EOS')} for the teacher: "
-            "the labels teach the one, the teacher the other, and the student may not stop; give both the same "
-            "eos_token in tokenizer_config.json, or fine-tune the teacher on this data with the student's first"
+            "labels and teacher contradict each other, and the student may not stop; give both the same eos_token in "
+            "tokenizer_config.json, or first fine-tune the teacher on this data with the student's"
         )
     if _starts_with_bos(ours) != _starts_with_bos(theirs):
         who = ("the student's", "the teacher's")[_starts_with_bos(theirs)]
         report.warn(
             f"only {who} tokenizer starts a text with BOS; both models read the student's ids, so the teacher sees "
-            "texts that start otherwise than it learnt: give the student the teacher's tokenizer"
+            "texts that start differently from those it was trained on: give the student the teacher's tokenizer"
         )
     if ours.pad_token_id != theirs.pad_token_id:
-        report.fact("", f"the teacher's PAD is {_token(theirs, 'PAD')}; no matter, lengths say where an example ends")
+        report.fact(
+            "",
+            f"the teacher's PAD is {_token(theirs, 'PAD')}; harmless, since lengths say where an example ends",
+        )
 
 
 def _check_ends(flag: str, tokenizer: PreTrainedTokenizerBase, model: ModelFacts, report: Report) -> None:
-    """A checkpoint keeps its generation_config.json: other programs stop where that says."""
+    """Checkpoints keep generation_config.json, and other programs stop generating where it says."""
     ends, file = _generation_ends(model), "generation_config.json"
     if ends and tokenizer.eos_token_id not in ends:
         names = ", ".join(_named(tokenizer, i) for i in ends)
         report.warn(
             f"{flag} {model.path}: the tokenizer ends a text with {_token(tokenizer, 'EOS')}, which the student will "
-            f"learn, and {file} stops at {names} only; set eos_token_id there, or eos_token in tokenizer_config.json"
+            f"learn, but {file} stops at {names} only; set eos_token_id there, or eos_token in tokenizer_config.json"
         )
 
 
@@ -72,7 +77,7 @@ def _generation_ends(model: ModelFacts) -> list[int]:
 
 
 def _uses_alpaca(config: TrainConfig) -> bool:
-    """Whether the first rows are in the template, by default or in a `prompt` of their own."""
+    """Whether the first rows are in the Alpaca template, by default or in their own `prompt`."""
     opening = INTRODUCTION.partition("{")[0]
     rows = read_rows(Path(config.data.data_dir) / "train.jsonl", prompt_template(config.data.prompt_template), 8)
     return any(row.prompt.startswith(opening) for row in rows)

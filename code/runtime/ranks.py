@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
 import deepspeed
@@ -29,6 +30,20 @@ USER_ERRORS = (ValueError, OSError)
 LONGEST_PAUSE = 0.5  # seconds between two looks at the store
 LONGEST_FAREWELL = 10.0  # seconds that a failing rank 0 waits for the others to read why
 _meetings = itertools.count()
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """How many processes the launcher started, in all and on this machine; known before there is a process group."""
+
+    world_size: int
+    per_node: int
+
+    @classmethod
+    def from_environment(cls) -> "Ranks":
+        """As torchrun and deepspeed set it; without a launcher, one process."""
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        return cls(world_size, int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", world_size))))
 
 
 class OtherRankFailed(RuntimeError):

@@ -7,6 +7,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from arguments import TrainArguments
+from data_utils.epoch_plan import warmup_steps
 from models.sharding import whole_shape
 
 
@@ -53,11 +54,6 @@ def build_optimizer(model: nn.Module, args: TrainArguments, guarded: bool = Fals
 def build_scheduler(optimizer: torch.optim.Optimizer, args: TrainArguments, total_steps: int) -> LambdaLR:
     """Advances once per optimiser step."""
     return LambdaLR(optimizer, lambda step: learning_rate_factor(step, args, total_steps))
-
-
-def warmup_steps(args: TrainArguments, total_steps: int) -> int:
-    """Steps of the linear warm-up."""
-    return args.warmup_iters or int(args.warmup_ratio * total_steps)
 
 
 def learning_rate_factor(step: int, args: TrainArguments, total_steps: int) -> float:

@@ -296,7 +296,7 @@ def job(world: Path, name: str, processes: int) -> dict:
 def other_jobs(world: Path, processes: int) -> list[dict]:
     """A bug on rank 0, and a run that goes well, its teacher with more ids than the student."""
     bug = job(world, "one rank's files", processes)
-    bug |= {"name": BUG, "breaks": {"rank": 0, "function": "examine", "error": "RuntimeError"}}
+    bug |= {"name": BUG, "breaks": {"rank": 0, "function": "check", "error": "RuntimeError"}}
     good = job(world, "no teacher", processes)["argv"] + ["--teacher-model-path", str(world / "wide_teacher")]
     good += ["--data-dir", str(world / "long"), "--save-dir", str(world / f"cache/run{processes}")]
     return [bug, {"name": LONG, "argv": good}]
