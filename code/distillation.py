@@ -100,8 +100,7 @@ def prepare(argv: list[str]) -> Trainer | None:
     with all_ranks():
         preflight = check(config)
     criterion, settings = preflight.criterion, preflight.settings
-    # The best checkpoint of a run that still trains could differ between ranks.
-    config = from_main_process(preflight.config)
+    config = from_main_process(preflight.config)  # ranks may see different best checkpoints of a run that still trains
     with all_ranks():
         if is_main_process():
             preflight.describe_models()
