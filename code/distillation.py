@@ -30,7 +30,7 @@ from data_utils.batches import Layout
 from data_utils.dataset import InstructionDataset, load_train_and_dev, read_rows
 from data_utils.epoch_plan import EpochPlan, epoch_plan, total_steps
 from distiller import Distiller
-from evaluation.rouge import tokenizer_warning
+from evaluation.metrics.rouge import tokenizer_warning
 from models.heads import SplitModel
 from models.loading import load_student, load_tokenizer
 from models.probes import batch_layout, split

@@ -27,10 +27,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from data_utils.dataset import Row, read_rows
 from data_utils.prompts import cut_prompts, encode_prompts
 from evaluation.defaults import fill_in
-from evaluation.generation import generate_answers
+from evaluation.metrics.rouge import rouge_l, tokenizer_warning
 from evaluation.results import Evaluation, summarise, table, write_summary
-from evaluation.rouge import rouge_l, tokenizer_warning
 from evaluation.settings import evaluation_settings
+from generation.transformers_generator import generate_answers
 from models.loading import load_checkpoint
 from runtime.atomic import WriteError
 from runtime.exit_codes import NOT_WRITTEN, run_entry

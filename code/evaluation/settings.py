@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from arguments import EvaluateArguments, GenerationArguments
 from data_utils.dataset import Row
-from evaluation.generation import decoding
+from generation.transformers_generator import decoding
 from models.files import digest
 from models.loading import adapter_base
 

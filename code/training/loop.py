@@ -25,8 +25,8 @@ from data_utils.dataset import InstructionDataset, Row
 from data_utils.epoch_plan import EpochPlan, Step, total_steps
 from data_utils.prompts import cut_prompts, encode_prompts
 from distiller import Distiller
-from evaluation.generation import generate_answers
-from evaluation.rouge import rouge_l
+from evaluation.metrics.rouge import rouge_l
+from generation.transformers_generator import generate_answers
 from runtime.log import duration, logger
 from teacher.states import Teacher, dropped_mass
 from training.checkpoints import BestCheckpoints, save_checkpoint

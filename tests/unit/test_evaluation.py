@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from arguments import GenerationArguments
 from data_utils.prompts import alpaca_prompt, encode_prompts
-from evaluation.generation import generate_answers, generation_config, pad_left
+from evaluation.metrics.rouge import rouge_l, tokenizer_warning
 from evaluation.results import Evaluation, format_table, summarise, table, write_summary
-from evaluation.rouge import rouge_l, tokenizer_warning
+from generation.transformers_generator import generate_answers, generation_config, pad_left
 from models.loading import load_checkpoint
 from tiny import make_rows
 
@@ -73,7 +73,7 @@ def test_many_answers_are_scored_by_several_processes_alike(monkeypatch):
     answers = [f"red river {i} stone" for i in range(9)]
     references = [["red stone", f"river {i}"] if i % 2 else ["blue"] for i in range(9)]
     alone = rouge_l(answers, references)
-    monkeypatch.setattr("evaluation.rouge.ANSWERS_PER_PROCESS", 3)
+    monkeypatch.setattr("evaluation.metrics.rouge.ANSWERS_PER_PROCESS", 3)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     assert rouge_l(answers, references) == alone
     assert len(set(alone)) == 2
