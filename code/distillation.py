@@ -30,7 +30,8 @@ from data_utils.batches import Layout
 from data_utils.dataset import InstructionDataset, load_train_and_dev, read_rows
 from data_utils.epoch_plan import EpochPlan, epoch_plan, total_steps
 from distiller import Distiller
-from evaluation.metrics.rouge import tokenizer_warning
+from evaluation.metrics import MAIN_METRIC, build_metrics
+from evaluation.scoring import warnings
 from models.heads import SplitModel
 from models.loading import load_student, load_tokenizer
 from models.probes import batch_layout, split
@@ -130,8 +131,8 @@ def prepare(argv: list[str]) -> Trainer | None:
     # Only generation needs the text again; the dev loss has its token ids.
     dev_file = Path(config.data.data_dir) / "dev.jsonl"
     dev_rows = read_rows(dev_file, config.data.dev_num) if config.train.eval_gen else []
-    references = (response for row in dev_rows for response in row.responses)
-    if warning := tokenizer_warning("dev references", references, config.generation.rouge_tokenizer):
+    references = [response for row in dev_rows for response in row.responses]
+    for warning in warnings(build_metrics(config.generation, MAIN_METRIC), {"dev references": references}):
         logger.warning(warning)
     return Trainer(
         engine=engine,
