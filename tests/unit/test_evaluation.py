@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import runpy
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -24,7 +23,7 @@ from evaluation.metrics import Answer, Metric, build_metrics, register
 from evaluation.metrics.rouge import rouge_l
 from evaluation.results import Results, table, write_summary
 from evaluation.scoring import EvaluationSet, Scores, score, warnings
-from integration.launch import torchrun
+from integration.launch import run, torchrun
 from models.loading import load_checkpoint
 from tiny import make_rows
 
@@ -196,51 +195,32 @@ def test_evaluations_at_the_same_time_do_not_damage_the_summary(tmp_path):
 
 # --- code/evaluate.py ------------------------------------------------------------------------------------------------
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 LENGTHS = ["--max-length", "72", "--max-prompt-length", "64"]
-
-
-def run_python(command: list[str]) -> str:
-    """What a successful run prints."""
-    run = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
-    assert run.returncode == 0, run.stderr
-    return run.stdout
 
 
 @pytest.fixture
 def evaluate(root, tiny, monkeypatch, capsys):
-    """Runs `code/evaluate.py` in this process, on the student by default. Returns exit code, stdout, stderr."""
+    """Runs `code/evaluate.py` in this process, on the student by default. Returns stdout, or of a failure stderr."""
 
     monkeypatch.setattr(os, "_exit", sys.exit)  # a failure ends the process at once
     monkeypatch.setattr(atexit, "_run_exitfuncs", lambda: None)
 
-    def run(*flags):
-        monkeypatch.setattr(
-            sys, "argv", ["evaluate.py", "--model-path", str(tiny / "student"), *LENGTHS, *map(str, flags)]
-        )
-        code = 0
+    def run(*flags, code=0):
+        words = ["evaluate.py", "--model-path", str(tiny / "student"), *LENGTHS, *map(str, flags)]
+        monkeypatch.setattr(sys, "argv", words)
+        ended = 0
         try:
             runpy.run_path(str(root / "code/evaluate.py"), run_name="__main__")
         except SystemExit as error:
-            code = error.code
-        return code, *capsys.readouterr()
+            ended = error.code
+        out, err = capsys.readouterr()
+        assert ended == code, err
+        return err if code else out
 
     return run
 
 
-@pytest.fixture
-def evaluated(evaluate):
-    """As `evaluate`, for a run that succeeds. Returns stdout."""
-
-    def run(*flags):
-        code, out, err = evaluate(*flags)
-        assert code == 0, err
-        return out
-
-    return run
-
-
-def write_rows(folder, rows) -> str:
+def write_rows(folder, rows):
     folder.mkdir(exist_ok=True)
     (folder / "valid.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
@@ -261,38 +241,30 @@ def read_summary(folder) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def second_rows(tmp_path_factory):
-    return write_rows(tmp_path_factory.mktemp("second") / "other-set", make_rows(5, seed=9))
-
-
-@pytest.fixture(scope="module")
-def command(root, tiny, rows, second_rows):
-    return [
-        *(str(root / "code/evaluate.py"), "--model-path", str(tiny / "student"), *LENGTHS),
-        *("--data-dir", str(rows), str(second_rows), "--seeds", "10", "20", "--do-sample", "--eval-batch-size", "2"),
-    ]
-
-
-@pytest.fixture(scope="module")
-def one_rank(command, tmp_path_factory):
-    """Folder and output of a run with `python`."""
+def one_rank(tiny, rows, tmp_path_factory):
+    """Of a run with `python` on two sets: its command, its data folders, its results and its output."""
+    sets = [rows, write_rows(tmp_path_factory.mktemp("second") / "other-set", make_rows(5, seed=9))]
+    command = ["code/evaluate.py", "--model-path", str(tiny / "student"), *LENGTHS, "--data-dir", *map(str, sets)]
+    command += ["--seeds", "10", "20", "--do-sample", "--eval-batch-size", "2", "--base-path", "."]
     folder = tmp_path_factory.mktemp("one_rank")
-    return folder, run_python([sys.executable, *command, "--save-dir", str(folder), "--base-path", "."])
+    done = run([sys.executable, *command, "--save-dir", str(folder)])
+    assert done.returncode == 0, done.stderr
+    return command, sets, folder, done.stdout
 
 
-def test_every_row_is_answered_and_scored(one_rank, rows, second_rows):
+def test_every_row_is_answered_and_scored(one_rank):
     """answers.jsonl, metrics.json, summary.json and the table, of two sets and two seeds."""
-    folder, out = one_rank
+    _, sets, folder, out = one_rank
     answers, evaluations = read_answers(folder), {entry["set"]: entry for entry in read_summary(folder)}
-    assert set(answers) == {f"{name}-valid/seed{seed}" for name in (rows.name, "other-set") for seed in (10, 20)}
-    for name, data in ((rows.name, rows), ("other-set", second_rows)):
+    assert set(answers) == {f"{data.name}-valid/seed{seed}" for data in sets for seed in (10, 20)}
+    for data in sets:
+        name = data.name
         wanted = [json.loads(line) for line in (data / "valid.jsonl").read_text().splitlines()]
+        prompts = [alpaca_prompt(row["instruction"], row["input"]) for row in wanted]
         scores = evaluations[name]["rougeL"]["seeds"]
         for seed in ("10", "20"):
             found = answers[f"{name}-valid/seed{seed}"]
-            assert [row["prompt"] for row in found] == [
-                alpaca_prompt(row["instruction"], row["input"]) for row in wanted
-            ]
+            assert [row["prompt"] for row in found] == prompts
             right = rouge_l([row["answer"] for row in found], [row["references"] for row in found])
             assert [row["rougeL"] for row in found] == pytest.approx(right, abs=1e-3)
             folder_of_seed = folder / f"{name}-valid" / evaluations[name]["fingerprint"] / f"seed{seed}"
@@ -305,13 +277,15 @@ def test_every_row_is_answered_and_scored(one_rank, rows, second_rows):
     assert "without effect here: --base-path" in out
 
 
-def test_two_ranks_give_the_same_answers(one_rank, command, tmp_path):
-    out = run_python(torchrun(2, *command, "--save-dir", str(tmp_path)))
-    assert read_answers(tmp_path) == read_answers(one_rank[0])
-    assert out.count("ROUGE-L of") == 1
+def test_two_ranks_give_the_same_answers(one_rank, tmp_path):
+    command, _, folder, _ = one_rank
+    done = run(torchrun(2, *command, "--save-dir", str(tmp_path)))
+    assert done.returncode == 0, done.stderr
+    assert read_answers(tmp_path) == read_answers(folder)
+    assert done.stdout.count("ROUGE-L of") == 1
 
 
-def test_another_evaluation_has_another_folder(evaluated, tiny, rows, second_rows, tmp_path):
+def test_another_evaluation_has_another_folder(evaluate, tiny, rows, tmp_path):
     """Whatever decides a score is part of the fingerprint, and no earlier result changes."""
     rows = shutil.copytree(rows, tmp_path / "rows")
     checkpoint, folder = shutil.copytree(tiny / "student", tmp_path / "epoch1"), tmp_path / "eval/epoch1"
@@ -325,7 +299,7 @@ def test_another_evaluation_has_another_folder(evaluated, tiny, rows, second_row
         "lengths": [*greedy, "--max-prompt-length", 60],
         "dtype": [*greedy, "--dtype", "bfloat16"],
         "tokenizer": [*greedy, "--rouge-tokenizer", "unicode"],
-        "another set": ["--data-dir", second_rows],
+        "another split": ["--data-dir", rows, "--split", "dev"],
         "other rows": greedy,
         "other weights": greedy,
     }
@@ -340,7 +314,7 @@ def test_another_evaluation_has_another_folder(evaluated, tiny, rows, second_row
             for file in ("model.safetensors", "config.json"):
                 shutil.copy(tiny / "teacher" / file, checkpoint / file)
         before = files()
-        out = evaluated("--model-path", checkpoint, *words)
+        out = evaluate("--model-path", checkpoint, *words)
         assert len(read_summary(folder)) == number, name
         assert out.rpartition("\n\n")[2].count("\n") == 3, "the table is of this evaluation"
         assert before.items() <= files().items()
@@ -348,18 +322,15 @@ def test_another_evaluation_has_another_folder(evaluated, tiny, rows, second_row
     assert (first["rows"]["count"], first["dtype"], first["model_path"]) == (4, "float32", str(checkpoint))
 
 
-def test_the_same_evaluation_is_recognised(evaluated, rows, tmp_path, monkeypatch):
+def test_the_same_evaluation_is_recognised(evaluate, rows, tmp_path, monkeypatch):
     generated = []
     generate = transformers.GenerationMixin.generate
-    monkeypatch.setattr(
-        transformers.GenerationMixin,
-        "generate",
-        lambda *args, **kwargs: generated.append(1) or generate(*args, **kwargs),
-    )
+    counted = lambda *args, **kwargs: generated.append(1) or generate(*args, **kwargs)  # noqa: E731
+    monkeypatch.setattr(transformers.GenerationMixin, "generate", counted)
 
     def table_of(*words):
         generated.clear()
-        out = evaluated("--data-dir", rows, "--dev-num", 3, "--save-dir", tmp_path, *words)
+        out = evaluate("--data-dir", rows, "--dev-num", 3, "--save-dir", tmp_path, *words)
         return out.rpartition("ROUGE-L of")[2], len(generated)
 
     first, batches = table_of("--do-sample", "--seeds", 10, 20)
@@ -376,32 +347,28 @@ def test_the_same_evaluation_is_recognised(evaluated, rows, tmp_path, monkeypatc
     assert len(read_summary(tmp_path)) == 2
 
 
-def test_an_empty_reference_counts_0_and_is_named(evaluated, tmp_path):
+def test_an_empty_reference_counts_0_and_is_named(evaluate, tmp_path):
     data = write_rows(tmp_path, [{"prompt": "Say red.", "output": output} for output in ("red", "", ["", "red"])])
-    out = evaluated("--data-dir", data, "--save-dir", tmp_path / "out")
+    out = evaluate("--data-dir", data, "--save-dir", tmp_path / "out")
     assert f"1 rows have an empty reference and count 0: {tmp_path / 'valid.jsonl'}:2\n" in out
     ((*_, empty, last),) = read_answers(tmp_path / "out").values()
     assert empty["references"] == [""] and empty["rougeL"] == 0 and last["references"] == ["red"]
 
 
-def test_what_a_user_should_know_is_reported(evaluated, rows, tmp_path):
+def test_what_a_user_should_know_is_reported(evaluate, rows, tmp_path):
     flags = ["--data-dir", rows, "--save-dir", tmp_path, "--dev-num", 2, "--seeds", 10, 20]
-    out = evaluated(*flags, "--max-length", 40, "--max-prompt-length", 32)
+    out = evaluate(*flags, "--max-length", 40, "--max-prompt-length", 32)
     assert f"{rows.name}: 2 of 2 prompts are longer than 32 tokens and were cut" in out
     assert "every seed gives the same answers: only seed 10 runs" in out
     assert list(read_answers(tmp_path)) == [f"{rows.name}-valid/seed10"]
-    chinese = [
-        "--data-dir",
-        write_rows(tmp_path / "cn", [{"prompt": "Say red.", "output": "北京"}]),
-        "--save-dir",
-        tmp_path,
-    ]
-    assert evaluated(*chinese).count("100% of the letters of the references, which are not a-z: --rouge-tokenizer") == 1
+    chinese = write_rows(tmp_path / "chinese", [{"prompt": "Say red.", "output": "北京"}])
+    out = evaluate("--data-dir", chinese, "--save-dir", tmp_path)
+    assert out.count("100% of the letters of the references, which are not a-z: --rouge-tokenizer") == 1
 
 
-def test_folders_of_one_name_do_not_overwrite_each_other(evaluated, rows, tmp_path):
+def test_folders_of_one_name_do_not_overwrite_each_other(evaluate, rows, tmp_path):
     sets = [shutil.copytree(rows, tmp_path / parent / "set") for parent in ("a", "b")]
-    evaluated("--dev-num", 1, "--save-dir", tmp_path / "out", "--data-dir", *sets)
+    evaluate("--dev-num", 1, "--save-dir", tmp_path / "out", "--data-dir", *sets)
     assert len(read_answers(tmp_path / "out")) == 2
 
 
@@ -427,14 +394,14 @@ def test_an_adapters_own_tokenizer_wins(tiny, adapter, tmp_path):
     assert "brandnew" in load_checkpoint(str(folder))[1].get_vocab()
 
 
-def test_adapters_are_evaluated_from_the_command_line(evaluated, rows, adapter, tmp_path):
+def test_adapters_are_evaluated_from_the_command_line(evaluate, rows, adapter, tmp_path):
     runs = {"alone": ["--model-path", adapter], "given": ["--peft-path", adapter, "--peft", "lora"], "base": []}
     answers = {}
     for name, flags in runs.items():
-        evaluated(*flags, "--data-dir", rows, "--dev-num", 3, "--save-dir", tmp_path / name)
+        evaluate(*flags, "--data-dir", rows, "--dev-num", 3, "--save-dir", tmp_path / name)
         answers[name] = read_answers(tmp_path / name)
     assert answers["alone"] == answers["given"] != answers["base"]
-    evaluated(*runs["given"], "--data-dir", rows, "--dev-num", 3)
+    evaluate(*runs["given"], "--data-dir", rows, "--dev-num", 3)
     assert (adapter.parent / "eval" / adapter.name / "summary.json").is_file()
 
 
@@ -470,9 +437,6 @@ def places(tiny, rows, adapter, tmp_path):
 )
 def test_a_mistake_ends_with_code_2_and_one_line(evaluate, places, flags, said, tmp_path):
     words = f"--data-dir {{rows}} --save-dir {tmp_path}/out {flags}".format(**places).split()
-    code, out, err = evaluate(*words)
-    assert code == 2
-    (line,) = err.splitlines()
-    assert line.startswith("error: ")
-    assert said.format(**places) in line
-    assert "ROUGE-L" not in out and not (tmp_path / "out").exists()
+    (line,) = evaluate(*words, code=2).splitlines()
+    assert line.startswith("error: ") and said.format(**places) in line
+    assert not (tmp_path / "out").exists()
