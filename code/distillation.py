@@ -31,7 +31,8 @@ from data_utils.dataset import InstructionDataset, load_train_and_dev, read_rows
 from data_utils.epoch_plan import EpochPlan, epoch_plan, total_steps
 from data_utils.prompts import prompt_template
 from distiller import Distiller
-from evaluation.rouge import tokenizer_warning
+from evaluation.metrics import MAIN_METRIC, build_metrics
+from evaluation.scoring import warnings
 from models.heads import SplitModel
 from models.loading import load_student, load_tokenizer
 from models.probes import batch_layout, split
@@ -136,8 +137,8 @@ def prepare(argv: list[str]) -> Trainer | None:
     dev_file = Path(config.data.data_dir) / "dev.jsonl"
     template = prompt_template(config.data.prompt_template)
     dev_rows = read_rows(dev_file, template, config.data.dev_num) if config.train.eval_gen else []
-    references = (response for row in dev_rows for response in row.responses)
-    if warning := tokenizer_warning("dev references", references, config.generation.rouge_tokenizer):
+    references = [response for row in dev_rows for response in row.responses]
+    for warning in warnings(build_metrics(config.generation, MAIN_METRIC), {"dev references": references}):
         logger.warning(warning)
     return Trainer(
         engine=engine,

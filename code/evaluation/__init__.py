@@ -1,1 +1,1 @@
-"""Generation, ROUGE-L, results."""
+"""Evaluation: data sets, scores by metrics, results on disk."""

@@ -1,11 +1,14 @@
 """Results of evaluations on disk, found by what was evaluated and how; and as a table.
 
 <root>/<set>-<split>/<fingerprint>/settings.json            what was evaluated and how
-<root>/<set>-<split>/<fingerprint>/seed<S>/answers.jsonl    one JSON object per row: prompt, answer, references, rougeL
-<root>/<set>-<split>/<fingerprint>/seed<S>/metrics.json     rougeL, rows, seed, words_per_answer, seconds, made
+<root>/<set>-<split>/<fingerprint>/seed<S>/answers.jsonl    one JSON object per row: prompt, answer, references, and the
+                                                            score by each metric
+<root>/<set>-<split>/<fingerprint>/seed<S>/metrics.json     each metric over all rows; rows, seed, seconds, made
 <root>/summary.json                                         all evaluations below <root>, the latest last
 
-The fingerprint is a hash of the settings: another evaluation never overwrites this one, and the same one is recognised.
+The fingerprint is a hash of the settings: evaluations with different settings never overwrite each other, and one with
+the same settings finds its results. The metrics are not part of it: they do not change an answer, and results that
+lack a metric that was added later still count as complete.
 """
 
 import hashlib
@@ -14,8 +17,11 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
+from evaluation.metrics import MAIN_METRIC, Answer
+from evaluation.scoring import Scores
 from runtime.atomic import new_folder, write_text
 from runtime.locks import lock
 
@@ -23,10 +29,11 @@ FINGERPRINT_LENGTH = 12  # hexadecimal digits
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """One data set under one set of settings; each seed's answers are a folder of their own.
+class Results:
+    """The results on one data set under one set of settings; each seed has a folder of its own.
 
-    settings: all that decides answers and scores but the seed, as JSON has it. notes: what a reader may want besides.
+    settings: all that decides answers and scores except the seed, as JSON has it.
+    notes: stored with the settings for the reader; not part of the fingerprint.
     """
 
     root: Path
@@ -39,12 +46,19 @@ class Evaluation:
         text = json.dumps(self.settings, sort_keys=True)
         return self.root / self.name / hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_LENGTH]
 
-    def scores(self) -> dict[int, float]:
-        """ROUGE-L by seed, of the seeds that are complete."""
-        return {metrics["seed"]: metrics["rougeL"] for metrics in _metrics(self.folder)}
+    def complete(self) -> dict[int, float]:
+        """ROUGE-L of each seed whose results are there."""
+        return _main_scores(_read_metrics(self.folder))
 
-    def write(self, seed: int, records: Sequence[Mapping], metrics: Mapping) -> None:
-        """The answers and metrics of a seed, in place of what it had. Raises WriteError."""
+    def write(self, seed: int, answers: Sequence[Answer], scores: Scores, seconds: float) -> None:
+        """Writes the answers and scores of a seed in place of any that it had. Raises WriteError."""
+        records = [
+            {"prompt": answer.prompt, "answer": answer.text, "references": list(answer.references)}
+            | {name: round(of_metric[i], 4) for name, of_metric in scores.each.items()}
+            for i, answer in enumerate(answers)
+        ]
+        made = datetime.now().isoformat(timespec="milliseconds")
+        metrics = {**scores.overall, "rows": len(answers), "seed": seed, "seconds": round(seconds, 2), "made": made}
         with _locked(self.root):
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.folder / "settings.json", json.dumps({**self.settings, **self.notes}, indent=2) + "\n")
@@ -54,35 +68,29 @@ class Evaluation:
 
 
 def write_summary(root: Path) -> None:
-    """summary.json of all evaluations below `root`, whoever made them. Raises WriteError."""
+    """Writes summary.json, which lists all evaluations below `root`, also of other processes. Raises WriteError."""
     with _locked(root):
         write_text(root / "summary.json", json.dumps({"evaluations": _all_evaluations(root)}, indent=2) + "\n")
 
 
-def summarise(scores: Mapping[str, Mapping[int, float]]) -> dict[str, dict]:
-    """Per data set: the score of each seed, their mean and their standard deviation (of the sample; 0 for one)."""
+def summarise(scores: Mapping[int, float]) -> dict:
+    """The score of each seed, their mean and their standard deviation (of the sample; 0 for one seed)."""
     return {
-        name: {
-            "mean": statistics.fmean(of_seeds.values()),
-            "std": statistics.stdev(of_seeds.values()) if len(of_seeds) > 1 else 0.0,
-            "seeds": dict(of_seeds),
-        }
-        for name, of_seeds in scores.items()
+        "mean": statistics.fmean(scores.values()),
+        "std": statistics.stdev(scores.values()) if len(scores) > 1 else 0.0,
+        "seeds": dict(scores),
     }
 
 
-def table(summary: Mapping[str, Mapping]) -> str:
-    """ROUGE-L of each data set: one row per set, one column per seed, then mean and standard deviation."""
-    seeds = sorted({seed for row in summary.values() for seed in row["seeds"]})
+def table(scores: Mapping[str, Mapping[int, float]]) -> str:
+    """ROUGE-L per data set: one row per set, one column per seed, then mean and standard deviation."""
+    seeds = sorted({seed for of_set in scores.values() for seed in of_set})
     header = ["data set", *(f"seed {seed}" for seed in seeds), "mean", "std"]
-    rows = [
-        [
-            name,
-            *(f"{row['seeds'][seed]:.2f}" if seed in row["seeds"] else "" for seed in seeds),
-            *(f"{row[value]:.2f}" for value in ("mean", "std")),
-        ]
-        for name, row in summary.items()
-    ]
+    rows = []
+    for name, of_set in scores.items():
+        summary = summarise(of_set)
+        of_seeds = [f"{of_set[seed]:.2f}" if seed in of_set else "" for seed in seeds]
+        rows.append([name, *of_seeds, f"{summary['mean']:.2f}", f"{summary['std']:.2f}"])
     return format_table(header, rows)
 
 
@@ -97,27 +105,34 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _all_evaluations(root: Path) -> list[dict]:
-    """What is on the disk, the latest last."""
-    found = []
-    for path in root.glob("*/*/settings.json"):
-        if metrics := _metrics(path.parent):
-            scores = summarise({path.parent.name: {of_seed["seed"]: of_seed["rougeL"] for of_seed in metrics}})
-            ((fingerprint, of_seeds),) = scores.items()
-            made = max(of_seed["made"] for of_seed in metrics)
-            found.append({"fingerprint": fingerprint, "made": made, "rougeL": of_seeds, **json.loads(path.read_text())})
+    """All that is on disk, the latest last."""
+    found = [
+        {
+            "fingerprint": path.parent.name,
+            "made": max(of_seed["made"] for of_seed in metrics),
+            MAIN_METRIC: summarise(_main_scores(metrics)),
+            **json.loads(path.read_text()),
+        }
+        for path in root.glob("*/*/settings.json")
+        if (metrics := _read_metrics(path.parent))
+    ]
     return sorted(found, key=lambda evaluation: (evaluation["made"], evaluation["fingerprint"]))
 
 
-def _metrics(folder: Path) -> list[dict]:
-    """Of the seeds that are complete: a seed's folder appears when it is."""
+def _main_scores(metrics: Sequence[Mapping]) -> dict[int, float]:
+    return {of_seed["seed"]: of_seed[MAIN_METRIC] for of_seed in metrics}
+
+
+def _read_metrics(folder: Path) -> list[dict]:
+    """metrics.json of each seed; a seed's folder appears when it is complete."""
     metrics = [json.loads(path.read_text()) for path in folder.glob("seed*/metrics.json")]
     return sorted(metrics, key=lambda of_seed: of_seed["seed"])
 
 
 @contextmanager
 def _locked(root: Path) -> Iterator[None]:
-    """Waits until no other process writes below `root`: summary.json is then of all that is there."""
-    # On a file system without locks a summary that is written at the same time could lack a line, no more.
+    """Waits until no other process writes below `root`, so that summary.json lists all that is there."""
+    # On a file system without locks, a summary that another process writes at the same time could lack an entry.
     file, _ = lock(root / ".summary.lock", wait=True)
     with file:
         yield

@@ -1,7 +1,7 @@
-"""What an evaluation was made from: all that decides its answers and scores but the seed.
+"""The settings of an evaluation: all that decides its answers and scores except the seed.
 
-In: the flags, the loaded model and the rows. Out: a dictionary whose hash names the results; a change of any part of it
-(rows, decoding, lengths, dtype, weights, ...) gives another place.
+In: the flags, the loaded model and the rows. Out: a dictionary whose hash names the folder of the results, so that any
+change (of rows, decoding, lengths, dtype, weights, ...) leads to another folder.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from arguments import EvaluateArguments, GenerationArguments
 from data_utils.dataset import Row
-from evaluation.generation import decoding
+from generation.base import decoding
 from models.files import digest
 from models.loading import adapter_base
 
@@ -24,9 +24,9 @@ CHECKPOINT_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")  # weig
 def evaluation_settings(
     model: PreTrainedModel, name: str, rows: Sequence[Row], args: EvaluateArguments, generation: GenerationArguments
 ) -> dict:
-    """As JSON has it. All but `weights` is equal for checkpoints that are evaluated in the same way."""
-    of_rows = hashlib.sha256(json.dumps([(row.prompt, row.responses) for row in rows]).encode()).hexdigest()
-    # A batch draws from one generator, so what is in it decides what is drawn.
+    """As JSON has it. Only `weights` differs between checkpoints that are evaluated in the same way."""
+    content = json.dumps([(row.prompt, row.responses) for row in rows])
+    # All rows of a batch draw from one generator, so the batches decide what is drawn.
     draws = {
         "batches": BATCHES,
         "tokens_per_batch": args.eval_batch_size * args.max_length,
@@ -36,7 +36,7 @@ def evaluation_settings(
         "weights": _weights(args, model),
         "set": name,
         "split": args.split,
-        "rows": {"count": len(rows), "sha256": of_rows},
+        "rows": {"count": len(rows), "sha256": hashlib.sha256(content.encode()).hexdigest()},
         "prompt_template": f"{args.prompt_template}, or the row's own prompt",
         "max_length": args.max_length,
         "max_prompt_length": args.max_prompt_length,
@@ -49,7 +49,7 @@ def evaluation_settings(
 
 
 def _weights(args: EvaluateArguments, model: PreTrainedModel) -> dict[str, str]:
-    """Of the model, its adapter and their tokenizers: a folder that was replaced is another checkpoint."""
+    """Digests of model and adapter with their tokenizers: a folder whose files were replaced is another checkpoint."""
     path, adapter = args.model_path, args.peft_path
     if adapter is None and (Path(path) / "adapter_config.json").is_file():
         path, adapter = adapter_base(path)[0], path

@@ -23,10 +23,11 @@ from criterions import StepTokens
 from data_utils.batches import Batch, ExampleTable, Layout, batches_by_length, collate
 from data_utils.dataset import Row
 from data_utils.epoch_plan import EpochPlan, Step, total_steps
-from data_utils.prompts import cut_prompts, encode_prompts, prompt_template
+from data_utils.prompts import prompt_template
 from distiller import Distiller
-from evaluation.generation import generate_answers
-from evaluation.rouge import rouge_l
+from evaluation.metrics import MAIN_METRIC, build_metrics
+from evaluation.scoring import EvaluationSet
+from generation.transformers_generator import TransformersGenerator
 from runtime.log import duration, logger
 from teacher.states import Teacher, dropped_mass
 from training.checkpoints import BestCheckpoints, save_checkpoint
@@ -260,23 +261,17 @@ class Trainer:
         )
 
     def _dev_rouge(self, rows: Sequence[Row]) -> float:
-        prompts = encode_prompts(self.tokenizer, [row.prompt for row in rows])
-        ending = prompt_template(self.data_args.prompt_template).ending
-        answers_of_seeds = generate_answers(
+        seed, args = self.args.seed, self.data_args
+        generator = TransformersGenerator(
             self.distiller.student,
             self.tokenizer,
-            cut_prompts(self.tokenizer, prompts, self.data_args.max_prompt_length, ending),
             self.generation,
-            self.data_args.max_length - self.data_args.max_prompt_length,
-            self._eval_tokens,
-            [self.args.seed],
+            max_new_tokens=args.max_length - args.max_prompt_length,
+            tokens_per_batch=self._eval_tokens,
             synced=self.engine.zero_optimization_stage() == 3,
             description="dev answers",
         )
-        mean: list[float | None] = [None]
-        if dist.get_rank() == 0:
-            answers, references = answers_of_seeds[self.args.seed], [row.responses for row in rows]
-            scores = rouge_l(answers, references, self.generation.rouge_tokenizer)
-            mean = [sum(scores) / len(scores)]
-        dist.broadcast_object_list(mean)
-        return mean[0]
+        dev_set = EvaluationSet(
+            rows, self.tokenizer, args.max_prompt_length, prompt_template(args.prompt_template).ending
+        )
+        return dev_set.scores(generator, [seed], build_metrics(self.generation, MAIN_METRIC))[seed][MAIN_METRIC]

@@ -63,7 +63,7 @@ def test_dependencies_point_one_way(importlinter, tmp_path):
 @pytest.mark.parametrize(
     ("module", "line"),
     [
-        ("encoding", "import evaluation.rouge"),
+        ("encoding", "import evaluation.metrics.rouge"),
         ("rouge", "from training import loop"),
         ("fkl", "import models.heads"),
         ("fused", "from data_utils.batches import Batch"),

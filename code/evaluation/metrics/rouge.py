@@ -1,26 +1,46 @@
 """ROUGE-L with the rouge_score package: stemmed, F-measure, the best of the references, times 100.
 
-Its own tokenizer ("ascii", the default, for scores that compare with other programs') keeps the letters a-z and digits
-alone: of a Chinese or Russian text nothing is left. "unicode" takes words in any script, and in scripts that write no
-spaces (Chinese, Japanese, Thai, ...) each character; English text gets the same tokens from both.
+Its own tokenizer ("ascii", the default, whose scores compare with those of other programs) keeps only the letters a-z
+and digits, and so nothing of a Chinese or Russian text. "unicode" takes words in any script, and single characters in
+scripts without spaces (Chinese, Japanese, Thai, ...); English text gets the same tokens from both.
 """
 
 import os
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import datasets
 import regex
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer, Tokenizer
 
+from evaluation.metrics.base import Answer, Metric, register
+
 ANSWERS_PER_PROCESS = 256  # below, a further process costs more than it saves
 NOTABLE_LOSS = 0.5  # share of letters and digits that a tokenizer drops
 WITHOUT_SPACES = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
 
 
+@register("rougeL")
+class RougeL(Metric):
+    def scores(self, answers: Sequence[Answer]) -> list[float]:
+        texts, references = [answer.text for answer in answers], [answer.references for answer in answers]
+        return rouge_l(texts, references, self.args.rouge_tokenizer)
+
+    def warning(self, what: str, texts: Sequence[str]) -> str | None:
+        """If the tokenizer drops more than half of the letters and digits."""
+        if self.args.rouge_tokenizer != "ascii":
+            return None
+        letters = [char for text in texts for char in text if char.isalnum()]
+        lost = sum(not char.isascii() for char in letters) / max(len(letters), 1)
+        if lost <= NOTABLE_LOSS:
+            return None
+        unseen = f"{lost:.0%} of the letters of the {what}"
+        return f"ROUGE-L does not see {unseen}, which are not a-z: --rouge-tokenizer unicode"
+
+
 class UnicodeTokenizer(Tokenizer):
-    """Lower-case words of letters, marks and digits after NFKC; single characters where words have no spaces."""
+    """Lower-case words of letters, marks and digits after NFKC; single characters in scripts without spaces."""
 
     TOKEN = regex.compile(
         rf"[[{WITHOUT_SPACES}]&&[\p{{L}}\p{{N}}]]\p{{M}}*|[[\p{{L}}\p{{M}}\p{{N}}]--[{WITHOUT_SPACES}]]+", regex.V1
@@ -35,12 +55,10 @@ class UnicodeTokenizer(Tokenizer):
 
 
 def rouge_l(answers: Sequence[str], references: Sequence[Sequence[str]], tokenizer: str = "ascii") -> list[float]:
-    """One score an answer, 0 to 100; many answers are shared among processes."""
-    if len(answers) != len(references):
-        raise ValueError(f"{len(answers)} answers and references for {len(references)}")
+    """One score per answer, 0 to 100; many answers are shared among processes."""
     processes = min(os.cpu_count() or 1, len(answers) // ANSWERS_PER_PROCESS)
     if processes < 2:
-        return _scores(list(answers), references, tokenizer)
+        return _scores(answers, references, tokenizer)
     datasets.disable_progress_bars()
     table = datasets.Dataset.from_dict({"answers": list(answers), "references": list(map(list, references))})
     scored = table.map(
@@ -53,18 +71,7 @@ def rouge_l(answers: Sequence[str], references: Sequence[Sequence[str]], tokeniz
     return list(scored["score"])
 
 
-def tokenizer_warning(what: str, texts: Iterable[str], tokenizer: str) -> str | None:
-    """What to say if ROUGE-L sees less than half of the texts' letters and digits."""
-    if tokenizer != "ascii":
-        return None
-    letters = [char for text in texts for char in text if char.isalnum()]
-    lost = sum(not char.isascii() for char in letters) / max(len(letters), 1)
-    if lost <= NOTABLE_LOSS:
-        return None
-    return f"ROUGE-L does not see {lost:.0%} of the letters of the {what}, which are not a-z: --rouge-tokenizer unicode"
-
-
-def _scores(answers: list[str], references: Sequence[Sequence[str]], tokenizer: str) -> list[float]:
+def _scores(answers: Sequence[str], references: Sequence[Sequence[str]], tokenizer: str) -> list[float]:
     scorer = RougeScorer(["rougeL"], use_stemmer=True, tokenizer=UnicodeTokenizer() if tokenizer == "unicode" else None)
     return [
         100 * max(scorer.score(reference, answer)["rougeL"].fmeasure for reference in right)

@@ -1,0 +1,34 @@
+"""What generates answers: the interface, and the settings that every implementation obeys.
+
+Token ids come in and token ids go out, so that answers can be scored, written as text or trained on.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from arguments import GenerationArguments
+
+
+class Generator(Protocol):
+    def generate(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> dict[int, list[list[int]]]:
+        """Per seed, the answer to each prompt, up to and including EOS; without EOS where it reached the limit.
+
+        Collective: every rank calls it with the same prompts and seeds, and gets all answers.
+        """
+        ...
+
+
+def decoding(args: GenerationArguments, max_new_tokens: int) -> dict[str, object]:
+    """The settings that decide an answer; those without effect are left out.
+
+    max_new_tokens: the limit where --max-new-tokens sets none.
+    """
+    sampling = {"temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k} if args.do_sample else {}
+    return {
+        "do_sample": args.do_sample,
+        "num_beams": args.num_beams,
+        "repetition_penalty": args.repetition_penalty or 1.0,
+        "no_repeat_ngram_size": args.no_repeat_ngram_size,
+        "max_new_tokens": args.max_new_tokens or max_new_tokens,
+        **sampling,
+    }
