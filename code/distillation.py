@@ -10,7 +10,7 @@ the other codes are in docs/reliability.md. `code/doctor.py` makes the same chec
 """
 
 from arguments import TrainConfig, parse_train_arguments
-from flags import answer_early, show_error
+from flags import answer_early
 
 if __name__ == "__main__":  # before the imports that take seconds
     answer_early(parse_train_arguments)
@@ -40,11 +40,18 @@ from preflight.checks import Examination, check
 from preflight.plans import Ranks
 from runtime.atomic import WriteError, write_text
 from runtime.deepspeed_settings import DeepSpeedSettings, dtype_name
-from runtime.exit_codes import DIVERGED, NOT_WRITTEN, STOPPED, WRONG_INPUT, run_entry
+from runtime.exit_codes import (
+    DIVERGED,
+    NOT_WRITTEN,
+    STOPPED,
+    USER_ERROR_CODES,
+    exit_on,
+    naming_save_dir,
+    run_entry,
+)
 from runtime.log import logger, start_log
 from runtime.random_state import seed_everything
 from runtime.ranks import (
-    USER_ERRORS,
     all_ranks,
     from_main_process,
     init_distributed,
@@ -62,32 +69,22 @@ from training.metrics import Metrics
 from training.provenance import provenance
 from training.resume import extension, open_resume
 
+REMEDY = (
+    "what was complete is intact: make room, or move the folder and pass its new place, and run the same command "
+    "again; it continues from its last saved state"
+)
+
 
 def main(argv: list[str]) -> None:
-    try:
+    with exit_on(USER_ERROR_CODES):  # what a user can get wrong; a failure in training keeps its traceback
         trainer = prepare(argv)
-    except USER_ERRORS as error:  # what a user can get wrong; a failure in training keeps its traceback
-        show_error(error)
-        sys.exit(NOT_WRITTEN if isinstance(error, WriteError) else WRONG_INPUT)
-    if trainer is not None:
-        run(trainer)
-
-
-def run(trainer: Trainer) -> None:
-    """Trains; what ends a run before its time becomes an exit code that says which (docs/reliability.md)."""
-    try:
-        if not trainer.run():
-            sys.exit(STOPPED)
-    except WriteError as error:
-        print(
-            f"error: --save-dir {trainer.args.save_dir}: {error}; what was complete is intact: make room, or move the "
-            "folder and pass its new place, and run the same command again; it continues from its last saved state",
-            file=sys.stderr,
-        )
-        sys.exit(NOT_WRITTEN)
-    except Diverged as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(DIVERGED)
+    if trainer is None:
+        return
+    codes = {WriteError: NOT_WRITTEN, Diverged: DIVERGED}
+    with exit_on(codes, every_rank=True), naming_save_dir(trainer.args.save_dir, REMEDY):
+        finished = trainer.run()
+    if not finished:
+        sys.exit(STOPPED)
 
 
 def prepare(argv: list[str]) -> Trainer | None:
