@@ -21,6 +21,11 @@ SPLITS = {
     "2ranks_2x2": (2, 2, 2, True),
 }
 ACCUMULATED = ("2x4", "2x4_padded", "2ranks_2x2")
+# Positions are cut into micro-batches in the same way for every objective: one goes through all of the splits.
+SOME_SPLITS = ("2x4_padded", "2ranks_2x2")
+CASES = [
+    (name, split) for name in OBJECTIVES for split in (SPLITS if name == "todi" else SOME_SPLITS) if split != "1x8"
+]
 # name -> ranks, tokens of a micro-batch, accumulation, packing: each takes all 24 examples in its first step, as 1x24
 # does; ten micro-batches hold two or three of them.
 ALL = (1, 24, 1, True)
@@ -38,30 +43,23 @@ ONE_MICRO_STEP = ("tokens", "2ranks_tokens")
 @pytest.fixture(scope="module")
 def results(tiny, rows, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("split")
+    runs = [(f"{name}.{split}", name, SPLITS[split], ()) for name, split in CASES]
+    runs += [(f"{name}.1x8", name, SPLITS["1x8"], ()) for name in OBJECTIVES]
+    runs += [(f"{name}.{split}", name, shape, ()) for name in ADAKD for split, shape in SPLITS.items()]
+    for objective, splits in (("todi", BY_TOKENS), ("adakd", ONE_MICRO_STEP)):
+        runs.append((f"{objective}.1x24", objective, ALL, ()))
+        for split in splits:
+            ranks, tokens, accumulation, packed = BY_TOKENS[split]
+            flags = ("--tokens-per-micro-batch", str(tokens))
+            runs.append((f"{objective}.{split}", objective, (ranks, 1, accumulation, packed), flags))
     for processes in (1, 2):
         jobs = [
-            {"name": name, "argv": arguments(tiny, rows, folder / "runs" / name, objective, *settings[1:])}
-            for split, settings in SPLITS.items()
-            if settings[0] == processes
-            for objective in OBJECTIVES + ADAKD
-            for name in [f"{objective}.{split}"]
-        ]
-        jobs += [
             {"name": name, "argv": [*arguments(tiny, rows, folder / "runs" / name, objective, *shape), *flags]}
-            for split, (ranks, *shape), flags in by_tokens()
+            for name, objective, (ranks, *shape), flags in runs
             if ranks == processes
-            for objective in ("todi", "adakd")
-            if objective == "todi" or split in ("1x24", *ONE_MICRO_STEP)
-            for name in [f"{objective}.{split}"]
         ]
         run_jobs(folder, processes, jobs)
     return folder
-
-
-def by_tokens():
-    yield "1x24", ALL, ()
-    for split, (ranks, tokens, accumulation, packed) in BY_TOKENS.items():
-        yield split, (ranks, 1, accumulation, packed), ("--tokens-per-micro-batch", str(tokens))
 
 
 def arguments(tiny, rows, save_dir, objective, batch, accumulation, packed) -> list[str]:
@@ -86,8 +84,7 @@ def assert_same(expected: list[torch.Tensor], got: list[torch.Tensor]) -> None:
         torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5 * one.abs().max().item())
 
 
-@pytest.mark.parametrize("split", [split for split in SPLITS if split != "1x8"])
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(("objective", "split"), CASES)
 def test_every_split_gives_the_same_gradient(results, objective, split):
     assert_same(gradients(results, objective, "1x8"), gradients(results, objective, split))
 
