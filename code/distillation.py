@@ -59,10 +59,10 @@ def prepare(argv: list[str]) -> Trainer | None:
     config = parse_train_arguments(argv)
     device = init_distributed()
 
-    # Check. Between ranks, the best checkpoint of a run that still trains could differ: rank 0's counts.
+    # Check.
     with all_ranks():
         config, criterion, settings = check(config)
-    config = from_main_process(config)
+    config = from_main_process(config)  # the best checkpoint of a run that is still training could differ between ranks
     with all_ranks():
         if is_main_process():
             examined = Examination(config, criterion, settings, Ranks.from_environment())

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from deepspeed import DeepSpeedEngine
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -158,9 +159,9 @@ def _log_plan(plan: EpochPlan, steps: int) -> None:
 
 
 def _dev_evaluation(
-    config: TrainConfig, engine, tokenizer: PreTrainedTokenizerBase, batches: RankBatches
+    config: TrainConfig, engine: DeepSpeedEngine, tokenizer: PreTrainedTokenizerBase, batches: RankBatches
 ) -> DevEvaluation:
-    """Only generation needs the text again; the dev loss has its token ids."""
+    # Only generation needs the text; the dev loss has the token ids.
     dev_file = Path(config.data.data_dir) / "dev.jsonl"
     rows = read_rows(dev_file, config.data.dev_num) if config.train.eval_gen else []
     references = (response for row in rows for response in row.responses)

@@ -29,10 +29,10 @@ FORMAT = 2
 
 
 class HasState(Protocol):
-    """An owner of a part of the run's state. Between two steps, `load_state_dict(state_dict())` changes nothing."""
+    """Owns a part of the run's state; saved and loaded between two steps."""
 
     def state_dict(self) -> dict | list:
-        """What `torch.load(weights_only=True)` reads again; of a shared owner, what JSON holds."""
+        """For a per-rank owner, what `torch.load(weights_only=True)` accepts; for a shared one, JSON values."""
 
     def load_state_dict(self, state) -> None: ...
 
@@ -105,10 +105,10 @@ class Resume:
 
 @dataclass
 class RunState:
-    """All that a run is at one instant: what is saved, and put back.
+    """Saves and restores the whole run: the engine and every owner of state.
 
-    shared: owners whose state is the same on every rank and readable before there is an engine: in state.json.
-    per_rank: all others: in rank<R>.pt.
+    shared: owners with the same state on every rank, in state.json, which is read before there is an engine.
+    per_rank: all others, in rank<R>.pt, restored in this order.
     """
 
     resume: Resume
@@ -118,7 +118,7 @@ class RunState:
     saved: str | None = None  # the folder that state.json names
 
     def restore(self) -> None:
-        """Puts everything back to where it was, if there is a state."""
+        """Loads the state to resume, if there is one."""
         start, folder = self.resume.start, self.resume.start_folder
         if start is None:
             return
