@@ -14,7 +14,7 @@ from teacher.states import TeacherStates
 
 
 class Distiller(nn.Module):
-    """Student and criterion. The teacher is not part of it: neither its memory nor its parameters are the engine's."""
+    """Student and criterion. The teacher stays outside: the engine must neither partition nor train it."""
 
     def __init__(
         self, student: SplitModel, criterion: Criterion, loss_chunk_mb: int | None = None, compile_loss: bool = False
@@ -28,9 +28,9 @@ class Distiller(nn.Module):
         add_input_gradient_sparsely(student.causal_lm, student.head.parameters()[0])
 
     def forward(self, batch: Batch, teacher: TeacherStates | None = None) -> LossSums:
-        """Sums over the batch's response positions: of the objective in training, of the NLL alone in evaluation.
+        """Sums over the batch's response positions: of the objective in training, of the NLL in evaluation.
 
-        The dev loss is the NLL whatever the objective, so that runs can be compared. It takes this way in, since
+        The dev loss is the NLL for every objective, so that runs can be compared. It goes through `forward` because
         ZeRO-3 gathers the head's weight on entry to the module that the engine holds.
         """
         positions = self._positions(batch, teacher)

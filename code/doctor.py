@@ -8,7 +8,7 @@ will have. Exit code 0: the run can start (read the warnings); 2: it cannot.
 """
 
 from arguments import TrainConfig, parse_train_arguments
-from flags import answer_early, show_error
+from flags import answer_early
 
 if __name__ == "__main__":  # before the imports that take seconds
     answer_early(parse_train_arguments)
@@ -26,7 +26,7 @@ from models.loading import load_student, load_teacher, load_tokenizer
 from models.probes import batch_layout, split
 from preflight.checks import Preflight, check
 from preflight.report import Report, size
-from runtime.ranks import USER_ERRORS
+from runtime.exit_codes import USER_ERROR_CODES, WRONG_INPUT, exit_on
 from teacher.building import teacher_dtype
 
 STUDENT, TEACHER = "--model-path", "--teacher-model-path"
@@ -35,13 +35,10 @@ STUDENT, TEACHER = "--model-path", "--teacher-model-path"
 def main(argv: list[str]) -> None:
     if os.environ.get("RANK", "0") != "0":
         return
-    try:
+    with exit_on(USER_ERROR_CODES):
         report = report_on(parse_train_arguments(argv))
-    except USER_ERRORS as error:
-        show_error(error)
-        sys.exit(2)
     print(report)
-    sys.exit(2 if report.errors else 0)
+    sys.exit(WRONG_INPUT if report.errors else 0)
 
 
 def report_on(config: TrainConfig) -> Report:

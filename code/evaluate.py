@@ -11,12 +11,11 @@ the input is wrong, and the message names the flag and the remedy; 74: a result 
 """
 
 from arguments import EvaluateArguments, parse_evaluate_arguments
-from flags import answer_early, show_error
+from flags import answer_early
 
 if __name__ == "__main__":  # before the imports that take seconds
     answer_early(parse_evaluate_arguments)
 
-import sys
 from pathlib import Path
 
 import torch
@@ -28,33 +27,27 @@ from evaluation.results import table, write_summary
 from evaluation.sets import read_sets
 from models.loading import load_checkpoint
 from runtime.atomic import WriteError
-from runtime.exit_codes import NOT_WRITTEN, WRONG_INPUT, run_entry
-from runtime.ranks import USER_ERRORS, init_distributed, is_main_process
+from runtime.exit_codes import NOT_WRITTEN, USER_ERROR_CODES, exit_on, naming_save_dir, run_entry
+from runtime.ranks import init_distributed, is_main_process
 
 
 def main(argv: list[str]) -> None:
-    try:
+    with exit_on(USER_ERROR_CODES):  # what a user can get wrong; a failure later keeps its traceback
         config = parse_evaluate_arguments(argv)
         args = fill_in(config.evaluate)
         data_sets = read_sets(args)
         model, tokenizer = load(args)
         device = init_distributed()
-    except USER_ERRORS as error:  # what a user can get wrong; a failure later keeps its traceback
-        show_error(error)
-        sys.exit(WRONG_INPUT)
     report(f"{args.model_path} on {', '.join(data_sets)}; results in {args.save_dir}")
     if config.ignored_flags:
         report(f"without effect here: {' '.join(config.ignored_flags)}")
 
     evaluator = Evaluator(model.to(device), tokenizer, args, config.generation)
-    try:
+    with exit_on({WriteError: NOT_WRITTEN}), naming_save_dir(args.save_dir, "make room, or pass another folder"):
         scores = {name: evaluator.evaluate(name, rows) for name, rows in data_sets.items()}
         if is_main_process():
             write_summary(Path(args.save_dir))
             print(f"ROUGE-L of {args.model_path}\n\n{table(scores)}")
-    except WriteError as error:
-        print(f"error: --save-dir {args.save_dir}: {error}; make room, or pass another folder", file=sys.stderr)
-        sys.exit(NOT_WRITTEN)
 
 
 def load(args: EvaluateArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

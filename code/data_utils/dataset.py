@@ -12,7 +12,7 @@ import platform
 import shlex
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import datasets
@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from arguments import DataArguments
 from data_utils.batches import Example, ExampleTable
 from data_utils.prompts import PromptTemplate, cut_prompts, encode_pairs, prompt_template
+from runtime.ranks import all_ranks, is_first_of_node
 
 TOKENISATION = 2  # part of the cache's key: raise it when the same row would give other ids
 KEY_LENGTH = 24  # hexadecimal digits in the name of a cache folder
@@ -261,3 +262,16 @@ def _cache_folder(path: Path, tokenizer: PreTrainedTokenizerBase, args: DataArgu
 
 def _list_lengths(column) -> np.ndarray:
     return pc.list_value_length(column).to_numpy()
+
+
+def load_data(
+    tokenizer: PreTrainedTokenizerBase, args: DataArguments
+) -> tuple[InstructionDataset, InstructionDataset | None]:
+    """`load_train_and_dev` on every rank: the first process of each node tokenises, the others read its cache."""
+    with all_ranks():
+        if is_first_of_node():
+            train, dev = load_train_and_dev(tokenizer, args)
+    with all_ranks():
+        if not is_first_of_node():
+            train, dev = load_train_and_dev(tokenizer, replace(args, force_process=False))
+    return train, dev

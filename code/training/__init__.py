@@ -1,1 +1,1 @@
-"""Engine, loop, optimiser, checkpoints, metrics."""
+"""Engine, optimiser, loop, dev evaluation, metrics, checkpoints, resuming."""

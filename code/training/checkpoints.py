@@ -1,4 +1,4 @@
-"""Checkpoints that `from_pretrained` loads: whole weights, or the adapter of a LoRA run, with the tokenizer.
+"""Checkpoints that `from_pretrained` loads: full weights, or the adapter of a LoRA run, with the tokenizer.
 
 A folder appears under its final name only when it is complete.
 """
@@ -31,16 +31,16 @@ def save_checkpoint(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTok
 
 
 def name_base(model: PeftModel) -> None:
-    """The adapter's record of its base: what it was trained on, found from any folder."""
+    """Records in the adapter the model it was trained on, by a path that is valid from any folder."""
     base = model.get_base_model().name_or_path
     for config in model.peft_config.values():
         config.base_model_name_or_path = str(Path(base).absolute()) if Path(base).is_dir() else base
 
 
 def gathered_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """What a checkpoint holds, on the CPU of rank 0 (elsewhere empty): all tensors, or a PEFT model's trainable ones.
+    """All tensors of a model, or the trainable ones of a PEFT model, on the CPU of rank 0; empty on other ranks.
 
-    Tied tensors stay tied. Under ZeRO-3 one parameter at a time is whole on the device.
+    Tied tensors stay tied. Under ZeRO-3 one parameter at a time is gathered on the device.
     """
     adapter_only = isinstance(model, PeftModel)
     state: dict[str, Tensor] = {}
@@ -57,21 +57,18 @@ def gathered_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 
 class BestCheckpoints:
-    """Keeps the N best folders; a higher score is better, NaN is the worst. `count` -1 keeps all."""
+    """Keeps the N best folders of a run; a higher score is better, NaN is the worst. `count` -1 keeps all."""
 
-    def __init__(self, count: int):
+    def __init__(self, count: int, save_dir: Path = Path()):
         self.count = count
+        self.save_dir = save_dir
         self.kept: list[tuple[float, Path]] = []
 
     def wants(self, score: float) -> bool:
         return self.count == -1 or len(self.kept) < self.count or _comparable(score) > min(self.kept)[0]
 
-    def restore(self, kept: Iterable[tuple[float, Path]]) -> None:
-        """What an earlier process kept."""
-        self.kept = [(_comparable(score), folder) for score, folder in kept]
-
     def add(self, score: float, folder: Path) -> None:
-        """After `folder` is complete and flushed: forgets, and on rank 0 deletes, what is no longer among the best."""
+        """Call it when `folder` is complete and flushed: drops what is no longer among the best (rank 0 deletes it)."""
         self.kept.append((_comparable(score), folder))
         while self.count != -1 and len(self.kept) > self.count:
             worst = min(self.kept)
@@ -79,13 +76,19 @@ class BestCheckpoints:
             if is_main_process():
                 remove(worst[1])
         if is_main_process():
-            # A run that was killed in this place and evaluates again, on a device whose sums vary, may have left the
-            # same step under a name with another score.
+            # A run that was killed here and evaluates again, on a device whose sums vary, may have left a folder of the
+            # same step with another score in its name.
             for other in folder.parent.glob(f"{folder.name.partition('_loss')[0]}_*"):
                 if other not in {kept for _, kept in self.kept}:
                     remove(other)
 
+    def state_dict(self) -> list[tuple[float, str]]:
+        return [(score, folder.name) for score, folder in self.kept]
+
+    def load_state_dict(self, state: Iterable[tuple[float, str]]) -> None:
+        self.kept = [(_comparable(score), self.save_dir / name) for score, name in state]
+
 
 def _comparable(score: float) -> float:
-    """NaN compares false with everything: as the worst of the kept it would never be replaced."""
+    """NaN compares false with everything: it would never be replaced."""
     return -math.inf if math.isnan(score) else score

@@ -1,7 +1,7 @@
-"""Steps whose loss or gradient is not finite: never applied, named, kept for replay, and not too many in a row.
+"""Non-finite steps (a NaN or infinite loss or gradient): never applied, logged, kept for replay, limited in number.
 
-A loss that is not finite makes its gradient so (`poisoned`); then the optimiser, which looks at the gradient's norm
-over all ranks before every update, leaves the step out on all of them. Nothing here asks the device about a good step.
+A non-finite loss makes every gradient non-finite (`poisoned`); the optimiser, which checks the norm of the gradient
+over all ranks before every update, then skips the step on all of them. A finite step costs nothing here.
 """
 
 import json
@@ -18,76 +18,79 @@ from data_utils.batches import Example, ExampleTable
 from data_utils.epoch_plan import Step
 from runtime.atomic import write_text
 from runtime.log import logger
+from runtime.ranks import is_main_process, rank, world_size
+from training.state import Position
 
 
 class Diverged(RuntimeError):
-    """--max-bad-steps in a row were not finite."""
+    """--max-bad-steps non-finite steps in a row."""
 
 
 def poisoned(loss: Tensor) -> Tensor:
-    """The same number; if that is not finite, so is every gradient of it (a loss of inf may have a finite one)."""
+    """The same number, whose gradient is non-finite if it is (that of an infinite loss alone may be finite)."""
     return loss * (1 + 0 * loss.detach())
 
 
 @dataclass
 class StepGuard:
-    """Looks at every step after it was taken, or not. `bad_steps`: in a row, up to now."""
+    """Checks every step after it was taken or skipped; counts the bad ones in a row in `position`."""
 
     engine: DeepSpeedEngine
     data: ExampleTable
     save_dir: Path
     max_bad_steps: int
-    bad_steps: int = 0
+    position: Position
 
-    def inspect(self, step: int, planned: Step, losses: Tensor) -> bool:
-        """Whether step `step` changed the parameters.
+    def inspect(self, planned: Step, losses: Tensor) -> bool:
+        """Whether the step after `position` changed the parameters.
 
         losses: of this rank's micro-batches. Raises Diverged.
         """
+        step = self.position.step + 1
         if self.engine.was_step_applied():
-            self.bad_steps = 0
+            self.position.bad_steps = 0
             return True
-        finite = [torch.zeros_like(losses) for _ in range(dist.get_world_size())]
+        finite = [torch.zeros_like(losses) for _ in range(world_size())]
         dist.all_gather(finite, losses.isfinite().to(losses.dtype))
         finite_ranks = [bool(of_rank.all()) for of_rank in finite]
         if all(finite_ranks) and self.engine.fp16_enabled() and self.engine.dynamic_loss_scale():
             scale = self.engine.optimizer.cur_scale
             logger.info("step %d skipped: fp16 gradients overflowed; loss scale now %g", step, scale)
             return False
-        self.bad_steps += 1
+        self.position.bad_steps += 1
         self._report(step, planned, losses, finite_ranks)
         return False
 
     def _report(self, step: int, planned: Step, losses: Tensor, finite_ranks: Sequence[bool]) -> None:
+        bad_steps = self.position.bad_steps
         what = "gradient" if all(finite_ranks) else "loss"
-        ranks = [rank for rank, finite in enumerate(finite_ranks) if not finite or what == "gradient"]
+        ranks = [number for number, finite in enumerate(finite_ranks) if not finite or what == "gradient"]
         folder = self.save_dir / "bad_steps"
-        if dist.get_rank() == 0:
+        if is_main_process():
             folder.mkdir(exist_ok=True)
         dist.barrier()
-        if dist.get_rank() in ranks:
-            self._keep(folder / f"step{step}_rank{dist.get_rank()}.json", step, planned, losses)
-        indices = [i for micro_step in planned.examples for rank in ranks for i in micro_step[rank]]
+        if rank() in ranks:
+            self._keep(folder / f"step{step}_rank{rank()}.json", step, planned, losses)
+        indices = [i for micro_step in planned.examples for number in ranks for i in micro_step[number]]
         hashes = [_hash(self.data[i]) for i in indices]
         message = (
-            f"step {step}: the {what} is not finite on rank {', '.join(map(str, ranks))}; the step was not applied "
-            f"({self.bad_steps} in a row, --max-bad-steps {self.max_bad_steps}); examples {' '.join(hashes)}, "
+            f"step {step}: the {what} is non-finite on rank {', '.join(map(str, ranks))}; the step was not applied "
+            f"({bad_steps} in a row, --max-bad-steps {self.max_bad_steps}); examples {' '.join(hashes)}, "
             f"kept in {folder}"
         )
         logger.warning(message)
-        if self.bad_steps >= self.max_bad_steps:
+        if bad_steps >= self.max_bad_steps:
             raise Diverged(f"{message}. Lower --lr, clip with --clip-grad, or train in bf16 or fp32; see the examples")
 
     def _keep(self, path: Path, step: int, planned: Step, losses: Tensor) -> None:
-        rank = dist.get_rank()
         micro_steps = [
             {
                 "loss": repr(loss),
-                "examples": [_record(index, self.data[index]) for index in of_ranks[rank]],
+                "examples": [_record(index, self.data[index]) for index in of_ranks[rank()]],
             }
             for of_ranks, loss in zip(planned.examples, losses.tolist())
         ]
-        write_text(path, json.dumps({"step": step, "rank": rank, "micro_steps": micro_steps}, indent=1) + "\n")
+        write_text(path, json.dumps({"step": step, "rank": rank(), "micro_steps": micro_steps}, indent=1) + "\n")
 
 
 def _hash(example: Example) -> str:

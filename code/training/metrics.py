@@ -1,14 +1,14 @@
-"""Logs of a run: `train.log` for people, `metrics.jsonl` for programs.
+"""Averages over the steps since the last record: losses, gradient norm, tokens, time.
 
-Sums stay on the device between log intervals; one reduction over the ranks and one copy to the host a logged step.
+In: the loss sums of each micro-batch. Out: one record per log interval, the same on every rank. Sums stay on the device
+in between; a record costs one reduction over the ranks and one copy to the host.
 """
 
-import json
-import math
 import resource
 import sys
 import time
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -17,16 +17,13 @@ from torch import distributed as dist
 
 from criterions.fused import LossSums
 from data_utils.batches import Batch
-from runtime.atomic import as_write_error
 
 
 class Metrics:
-    """Means since the last logged step, over all ranks."""
+    """Averages since the last record, over all ranks."""
 
-    def __init__(self, path: Path, device: torch.device, main: bool):
-        self.path = path
+    def __init__(self, device: torch.device):
         self.device = device
-        self.main = main
         self._reset()
 
     def add(self, sums: LossSums, batch: Batch) -> None:
@@ -52,10 +49,17 @@ class Metrics:
         self._steps += 1
         self._skipped += not applied
 
-    def log(self, step: int, epoch: int, lr: float, extras: dict[str, float]) -> dict | None:
-        """Writes and returns one record of the steps since the last.
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Time in the block counts as training time; evaluation and saving stay outside."""
+        self._started = time.perf_counter()
+        yield
+        self._seconds += time.perf_counter() - self._started
 
-        None if none of them was applied: they go into the next record.
+    def record(self, step: int, epoch: int, lr: float, extras: dict[str, float]) -> dict[str, float] | None:
+        """The averages since the last record, which start again; every rank calls it, inside `timed`.
+
+        None if no step was applied since then: the next record counts these steps as skipped.
         """
         # Every rank knows the norm of the whole gradient: their mean is that norm.
         grad_norms = self._grad_norms / dist.get_world_size()
@@ -64,8 +68,8 @@ class Metrics:
         loss, ce, kd, tokens, response_tokens, padded_tokens, grad_norms = totals.tolist()
         if not response_tokens:
             return None
-        self.stop_clock()
-        seconds = self._seconds
+        # After the copy to the host, which waits for the device.
+        seconds = self._seconds + time.perf_counter() - self._started
         record = {
             "step": step,
             "epoch": epoch,
@@ -83,8 +87,6 @@ class Metrics:
             "skipped_steps": self._skipped,
             **extras,
         }
-        if self.main:
-            append_record(self.path, record)
         self._reset()
         return record
 
@@ -105,28 +107,13 @@ class Metrics:
         self._grad_norms = state["grad_norms"].to(self.device)
         self._steps, self._skipped, self._seconds = state["steps"], state["skipped"], state["s"]
 
-    def stop_clock(self) -> None:
-        """Time spent elsewhere (evaluation, saving) is no training time."""
-        self._seconds += time.perf_counter() - self._started
-
-    def start_clock(self) -> None:
-        self._started = time.perf_counter()
-
     def _reset(self) -> None:
         self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         self._counts = np.zeros(3)  # tokens, response tokens, tokens with padding
         self._grad_norms = torch.zeros((), dtype=torch.float64, device=self.device)
         self._of_step: list[tuple[Tensor, np.ndarray]] = []
         self._steps = self._skipped = 0
-        self._seconds = 0.0
-        self.start_clock()
-
-
-def append_record(path: Path, record: dict) -> None:
-    """One line of JSON, where a number that is not finite is null. Raises WriteError."""
-    values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-    with as_write_error(path), path.open("a") as file:
-        file.write(json.dumps(values) + "\n")
+        self._seconds, self._started = 0.0, time.perf_counter()
 
 
 def peak_memory_mb(device: torch.device) -> float:

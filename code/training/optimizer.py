@@ -12,10 +12,10 @@ from models.sharding import whole_shape
 
 
 class GuardedAdamW(torch.optim.AdamW):
-    """AdamW that clips, and skips a step whose gradient is not finite; says so where DeepSpeed looks.
+    """AdamW that clips, and skips a step with a non-finite gradient; reports both where DeepSpeed looks.
 
-    DeepSpeed's own optimisers do that; at ZeRO-0 in fp32 it steps this one directly. The cost is the same: one norm of
-    the gradients and one look at it from the host.
+    DeepSpeed's own optimisers do the same; at ZeRO-0 in fp32 it steps this one directly. The cost is also the same: one
+    norm of the gradients, read once by the host.
     """
 
     max_norm = 0.0  # 0: no clipping
@@ -36,7 +36,7 @@ class GuardedAdamW(torch.optim.AdamW):
 def build_optimizer(model: nn.Module, args: TrainArguments, guarded: bool = False) -> torch.optim.AdamW:
     """AdamW over the trainable parameters; biases and norms (vectors) are not decayed.
 
-    guarded: with what DeepSpeed's optimisers add to it, where DeepSpeed steps it directly.
+    guarded: clips and skips by itself, for the case that DeepSpeed steps it directly.
     """
     kind = GuardedAdamW if guarded else torch.optim.AdamW
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -44,7 +44,7 @@ def build_optimizer(model: nn.Module, args: TrainArguments, guarded: bool = Fals
         {"params": [p for p in trainable if len(whole_shape(p)) >= 2], "weight_decay": args.weight_decay},
         {"params": [p for p in trainable if len(whole_shape(p)) < 2], "weight_decay": 0.0},
     ]
-    # Fused: one pass over the parameters where the default makes a dozen, on a CPU too.
+    # Fused: one pass over the parameters where the default makes a dozen; also on a CPU.
     optimizer = kind([group for group in groups if group["params"]], lr=args.lr, fused=True)
     if guarded:
         optimizer.max_norm = args.clip_grad
@@ -57,9 +57,9 @@ def build_scheduler(optimizer: torch.optim.Optimizer, args: TrainArguments, tota
 
 
 def learning_rate_factor(step: int, args: TrainArguments, total_steps: int) -> float:
-    """Learning rate of optimiser step `step` (from 0), as a share of --lr.
+    """Learning rate of optimiser step `step` (from 0) as a fraction of --lr.
 
-    Linear warm-up; then constant, linear or cosine down to --lr-min at the end, or noam: 1 / sqrt(step).
+    Linear warm-up; then constant, linear or cosine decay to --lr-min at the end, or noam: 1 / sqrt(step).
     """
     warmup = warmup_steps(args, total_steps)
     if args.lr_decay_style == "noam":

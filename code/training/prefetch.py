@@ -1,6 +1,6 @@
 """Makes the next batches in a background thread while the current step runs.
 
-In: a function that makes a batch, and what it makes each of. Out: the batches, in order.
+In: a function from an item to a batch, and the items. Out: the batches, in order.
 """
 
 from collections import deque
@@ -15,12 +15,12 @@ AHEAD = 2  # batches made but not yet taken
 
 
 def prefetched(make: Callable[[Item], Made], items: Iterable[Item], device: torch.device) -> Iterator[Made]:
-    """`make(item)` of every item, in order, made by one thread. Close it (`contextlib.closing`) to end the thread.
+    """Yields `make(item)` of every item, in order, made by one thread; `contextlib.closing` ends the thread.
 
-    An error of `make` is raised where its batch would have been taken. `device`: where `make` puts what it makes.
+    An error in `make` is raised where its batch would have been taken. device: where `make` puts the batch.
     """
     is_accelerator = device.type != "cpu"
-    # Which accelerator is the current one is known to each thread by itself, and decides where memory is pinned.
+    # Each thread has its own current device, which decides where memory is pinned.
     set_device = torch.get_device_module(device).set_device if is_accelerator else None
     thread = ThreadPoolExecutor(1, "prefetch", initializer=set_device, initargs=(device,) if is_accelerator else ())
     pending: deque[Future[Made]] = deque()

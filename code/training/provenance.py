@@ -1,9 +1,10 @@
-"""What a run was made by: command, versions, commit, machine; goes into args.json under "run".
+"""What a run is made from: its flags, command, versions, commit and machine, in args.json and the first log lines.
 
-No value of the environment is read: tokens live there.
+No environment variable is recorded: some hold access tokens.
 """
 
 import importlib.metadata
+import json
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -12,17 +13,40 @@ from pathlib import Path
 import psutil
 import torch
 from deepspeed.accelerator import get_accelerator
-from torch import distributed as dist
+
+from arguments import TrainConfig
+from criterions import Criterion
+from runtime.atomic import write_text
+from runtime.deepspeed_settings import DeepSpeedSettings, dtype_name
+from runtime.log import logger
+from runtime.ranks import is_main_process, world_size
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = "torch deepspeed transformers peft datasets tokenizers".split()
 
 
+def record_start(
+    config: TrainConfig, criterion: Criterion, settings: DeepSpeedSettings, argv: Sequence[str], device: torch.device
+) -> None:
+    """Writes args.json and the first lines of train.log."""
+    objective = config.kd.objective
+    if is_main_process():
+        everything = config.flags | {"deepspeed": settings.raw, "run": provenance(argv)}
+        write_text(Path(config.train.save_dir) / "args.json", json.dumps(everything, indent=2) + "\n")
+    logger.info("run folder %s", config.train.save_dir)
+    dtype = dtype_name(settings.dtype)
+    logger.info("objective %s, %d ranks, device %s, %s", objective, world_size(), device.type, dtype)
+    if config.ignored_flags:
+        logger.info("without effect here: %s", " ".join(config.ignored_flags))
+    if not criterion.needs_teacher and config.teacher.teacher_model_path is not None:
+        logger.info("%s needs no teacher: %s is not loaded", objective, config.teacher.teacher_model_path)
+
+
 def provenance(argv: Sequence[str]) -> dict:
-    """Everything that JSON can hold about this start, seen from this rank."""
+    """What args.json has under "run": this start, as seen from this rank."""
     return {
         "command": ["code/distillation.py", *argv],
-        "ranks": dist.get_world_size(),
+        "ranks": world_size(),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "git": _git(),
         "hardware": _hardware(),
@@ -37,7 +61,7 @@ def _version(package: str) -> str | None:
 
 
 def _git() -> dict | None:
-    """The commit of the code, and whether tracked files differ from it; None outside a checkout of its own."""
+    """The commit of the code and whether tracked files differ from it; None outside its own git checkout."""
 
     def git(*words: str) -> str:
         return subprocess.run(
@@ -48,7 +72,7 @@ def _git() -> dict | None:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT:
             return None
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
-    except (OSError, subprocess.SubprocessError):  # no git, no commit, a folder of another user
+    except (OSError, subprocess.SubprocessError):  # no git, no commit, or another user's folder
         return None
 
 
@@ -68,7 +92,7 @@ def _hardware() -> dict:
 
 
 def _cpu() -> str:
-    """The processor's model; where Linux does not tell, its architecture."""
+    """The processor's model, or its architecture where /proc/cpuinfo does not tell."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT end a run after a step, on all ranks the same one, with its state saved."""
+"""Ends a run on SIGTERM or SIGINT: after a step, the same one on all ranks, with its state saved."""
 
 import os
 import signal
@@ -8,15 +8,16 @@ from types import FrameType
 import torch
 from torch import distributed as dist
 
-# Launchers pass a signal on that the terminal has sent to every process already.
+# A terminal signals every process; the launcher then forwards the same signal once more.
 ECHO_SECONDS = 2.0
 
 
 class StopSignals:
-    """SIGTERM and SIGINT, inside the `with`: the ranks agree on the step after which they stop.
+    """Receives the signals inside its `with` block; the ranks agree on the step after which they stop.
 
-    A signal reaches one rank, or each at another step. After every step the ranks add up their flags on the device and
-    look at the sum of the step before, so they stop after the same step, one later. A second signal ends the process.
+    A signal may reach one rank only, or each rank in another step. After every step the ranks sum their flags on the
+    device and read the sum of the step before: all stop after the same step, one step later. A second signal ends the
+    process at once.
     """
 
     def __init__(self, device: torch.device):
@@ -34,16 +35,16 @@ class StopSignals:
             signal.signal(number, handler)
 
     def after_step(self) -> bool:
-        """Whether all ranks stop here. Every rank calls it after every step."""
+        """Whether all ranks stop after this step. Every rank calls it after every step."""
         if dist.get_world_size() == 1:
             return self.received is not None
-        # The host has looked at the gradient norm of the step since the copy was started: it has arrived.
+        # The host has read this step's gradient norm since the copy was started, so the copy is complete.
         agreed = bool(self._sum.item())
         self._sum.copy_(self._reduced(), non_blocking=True)
         return agreed
 
     def now(self) -> bool:
-        """The same without the step in between: where the ranks wait for each other anyway."""
+        """The same for the signals up to now, where the ranks wait for each other anyway."""
         return bool(self._reduced().item())
 
     def _reduced(self) -> torch.Tensor:

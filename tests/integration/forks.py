@@ -155,8 +155,8 @@ def inject(fault: dict) -> None:
     original_step, original_forward = Trainer._train_step, Distiller.forward
     current = {"step": 0}
 
-    def step(trainer, planned, batches, number, guard):
-        current["step"] = number
+    def step(trainer, planned, batches):
+        current["step"] = number = trainer.position.step + 1
         before = tensors(trainer) if number in fault.get("nan", ()) else None
         if number == fault.get("from_step") and "file_size" in fault:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -165,7 +165,7 @@ def inject(fault: dict) -> None:
             folder = Path(trainer.args.save_dir)
             room = shutil.disk_usage(folder).free - 1024 * fault["leave_kb"]
             (folder / "filler").write_bytes(bytes(room))
-        extras = original_step(trainer, planned, batches, number, guard)
+        extras = original_step(trainer, planned, batches)
         if before is not None:
             print(f"step {number} left everything as it was: {before == tensors(trainer)}")
         return extras

@@ -1,4 +1,4 @@
-"""Every mistake of the table ends, on one and two ranks, in exit code 2 and one clear message, and damages nothing."""
+"""Every mistake of the table ends, on two ranks, in exit code 2 and one clear message, and damages nothing."""
 
 import hashlib
 import json
@@ -20,154 +20,71 @@ from data_utils.dataset import load_instruction_data
 from integration.launch import run, run_jobs
 from tiny import make_rows
 
-PROCESSES = (1, 2)
+RANKS = 2
 SECONDS = 20
-GOOD = {"instruction": "Add.", "output": "Three."}
 MARKER = "remote code ran"
 
-# name: (flags, what the message must say). {W} is the folder that `world` makes; "evaluate" in front is that entry.
-KD = ["--teacher-model-path", "{W}/teacher", "--kd-objective", "todi"]
-TABLE: dict[str, tuple[list[str], list[str]]] = {
-    # data
-    "no data file": (["--data-dir", "{W}/nothing"], ["--data-dir {W}/nothing: no train.jsonl there; see"]),
-    "empty data file": (["--data-dir", "{W}/empty"], ["{W}/empty/train.jsonl: no rows; every line holds"]),
-    "broken JSON": (
-        ["--data-dir", "{W}/broken_json"],
-        ["{W}/broken_json/train.jsonl:3: not JSON", "one JSON object"],
-    ),
-    "wrong type": (["--data-dir", "{W}/wrong_type"], ["{W}/wrong_type/train.jsonl:3: instruction is int; write a"]),
-    "missing field": (["--data-dir", "{W}/missing_field"], ["{W}/missing_field/train.jsonl:3: no output; write the"]),
-    "empty response": (["--data-dir", "{W}/empty_response"], ["train.jsonl:3: output is empty or not text; write"]),
-    "not UTF-8": (["--data-dir", "{W}/not_utf8"], ["{W}/not_utf8/train.jsonl:3: not UTF-8", "convert the file"]),
-    "bad dev rows": (["--data-dir", "{W}/bad_dev"], ["{W}/bad_dev/dev.jsonl:3: not JSON"]),
-    "no dev file for --eval-gen": (
-        ["--data-dir", "{W}/only_train", "--eval-gen"],
-        ["--eval-gen: no dev.jsonl", "drop"],
-    ),
-    # flags
-    "unknown objective": (
-        ["--kd-objective", "tody"],
-        ["--kd-objective tody: unknown objective; did you mean todi?"],
-    ),
-    "unknown prompt template": (
-        ["--prompt-template", "chatml"],
-        ["--prompt-template chatml: unknown template; choose"],
-    ),
-    "unknown flag": (["--kd-objektive", "todi"], ["--kd-objektive: unknown flag; did you mean --kd-objective?"]),
-    "out of range": (["--kd-rate", "1.5"], ["--kd-rate 1.5: pass a number of at least 0 and at most 1"]),
-    "not a number": (["--lr", "nan"], ["--lr nan: pass a number above 0"]),
-    "infinite": (["--weight-decay", "inf"], ["--weight-decay inf: pass a finite number"]),
-    "more tokens than positions": (
-        ["--max-length", "600", "--eval-gen"],
-        ["--max-length 600: ", "512 positions; lower"],
-    ),
-    # models
-    "no teacher": (["--kd-objective", "todi"], ["--kd-objective todi: needs a teacher; pass --teacher-model-path"]),
-    "no model": (["--model-path", "{W}/nothing"], ["--model-path {W}/nothing: no such folder; pass the folder"]),
-    "truncated student": (["--model-path", "{W}/truncated"], ["{W}/truncated/model.safetensors: ", "copy it again"]),
-    "truncated header": (
-        ["--model-path", "{W}/short_header"],
-        ["model.safetensors: no safetensors file, or cut short"],
-    ),
-    "truncated teacher": (
-        [*KD, "--teacher-model-path", "{W}/truncated"],
-        ["--teacher-model-path {W}/truncated/model."],
-    ),
-    "missing shard": (["--model-path", "{W}/shards"], ["--model-path {W}/shards: no model-00002-of-00002.safetensors"]),
-    "missing tensor": (
-        ["--model-path", "{W}/holes"],
-        ["{W}/holes: no weights for 1 of the model's tensors (model.norm"],
-    ),
-    "weights of another size": (["--model-path", "{W}/mixed"], ["{W}/mixed: ", "in the weights and", "by config.json"]),
-    "broken config": (["--model-path", "{W}/bad_config"], ["--model-path {W}/bad_config/config.json: not JSON"]),
-    "pickled weights": (
-        ["--model-path", "{W}/pickled"],
-        ["pytorch_model.bin but no model.safetensors", "save_pretrained"],
-    ),
-    "remote code": (
-        ["--model-path", "{W}/remote"],
-        ["--model-path {W}/remote: it comes with code of its own", "--trust"],
-    ),
-    "revision of a folder": (["--model-revision", "v1"], ["--model-revision v1: {W}/student is a folder"]),
-    "another tokenizer": ([*KD, "--teacher-model-path", "{W}/other_tokenizer"], ["such ids); the objectives compare"]),
-    # adapters
-    "no adapter": (
-        ["--peft", "lora", "--peft-path", "{W}/student"],
-        ["--peft-path {W}/student: no adapter_config.json"],
-    ),
-    "adapter of another base": (
-        ["--peft", "lora", "--peft-path", "{W}/teacher_adapter"],
-        ["--peft-path {W}/teacher_adapter: does not fit {W}/student: ", "made for {W}/teacher: pass that base"],
-    ),
-    "teacher's adapter of another base": (
-        [*KD, "--teacher-peft-path", "{W}/student_adapter"],
-        ["--teacher-peft-path {W}/student_adapter: does not fit {W}/teacher: "],
-    ),
-    "adapter of a deeper base": (
-        ["--peft", "lora", "--peft-path", "{W}/deep_adapter"],
-        ["--peft-path {W}/deep_adapter: does not fit {W}/student: ", "absent for the base"],
-    ),
-    "truncated adapter": (["--peft", "lora", "--peft-path", "{W}/cut_adapter"], ["{W}/cut_adapter/adapter_model.safe"]),
-    "pickled adapter": (
-        ["--peft", "lora", "--peft-path", "{W}/bin_adapter"],
-        ["adapter_model.bin but no adapter_model."],
-    ),
-    "no such target module": (
-        ["--peft", "lora", "--peft-lora-target-modules", "query"],
-        ["--peft-lora-target-modules query: ", "name the modules, or pass all-linear"],
-    ),
-    # DeepSpeed
-    "no DeepSpeed config": (
-        ["--deepspeed_config", "{W}/no.json"],
-        ["--deepspeed_config {W}/no.json: no such file; see"],
-    ),
-    "broken DeepSpeed config": (
-        ["--deepspeed_config", "{W}/broken.json"],
-        ["{W}/broken.json: not JSON", "configs/deep"],
-    ),
-    "DeepSpeed config is a list": (
-        ["--deepspeed_config", "{W}/list.json"],
-        ["{W}/list.json: list, not an object; see"],
-    ),
-    "misspelt section": (
-        ["--deepspeed_config", "{W}/typo.json"],
-        ["'zero_optimisation' is no", "'zero_optimization'?"],
-    ),
-    "unknown ZeRO option": (["--deepspeed_config", "{W}/option.json"], ["{W}/option.json: zero_optimization.stages: "]),
-    "no such stage": (
-        ["--deepspeed_config", "{W}/stage.json"],
-        ["{W}/stage.json: zero_optimization.stage: ", "(7)"],
-    ),
-    # disk
-    "save folder below a file": (["--save-dir", "{W}/empty/train.jsonl/run"], ["--save-dir {W}", "cannot be written"]),
-    "save folder is a file": (["--save-dir", "{W}/empty/train.jsonl"], ["--save-dir {W}", "cannot be written"]),
-    "disk too small": (
-        ["--keep-best-n-checkpoints", "-1", "--num-epochs", "999999999999"],
-        ["--save-dir {W}/run: the disk is too small: the run needs ", "or keep less with --keep-best-n-checkpoints"],
-    ),
-    # evaluation
-    "evaluate: no checkpoint": (
-        ["evaluate", "--model-path", "{W}/empty"],
-        ["{W}/empty: no config.json there (found: tr"],
-    ),
-    "evaluate: truncated": (
-        ["evaluate", "--model-path", "{W}/truncated"],
-        ["{W}/truncated/model.safetensors: ", "again"],
-    ),
-    "evaluate: pickled": (["evaluate", "--model-path", "{W}/pickled"], ["pytorch_model.bin but no model.safetensors"]),
-    "evaluate: no data": (
-        ["evaluate", "--data-dir", "{W}/nothing"],
-        ["--data-dir {W}/nothing: no valid.jsonl there; see"],
-    ),
-    "evaluate: unknown prompt template": (
-        ["evaluate", "--prompt-template", "chatml"],
-        ["--prompt-template chatml: unknown template; choose"],
-    ),
-    "evaluate: unknown flag": (["evaluate", "--sede", "1"], ["--sede: unknown flag; did you mean --seed?"]),
-    # on one rank alone: the last there is
-    "one rank's tokenizer": (["breaks", "load_tokenizer", "ValueError"], ["broken on purpose"]),
-    "one rank's files": (["breaks", "check", "OSError"], ["broken on purpose"]),
-    "one rank's models": (["breaks", "load_student", "ValueError"], ["broken on purpose"]),
+# case | flags | what the message must say | ... {W} is the folder that `world` makes, KD are the flags of a teacher.
+# The first word may be `evaluate`, the entry, or `breaks`: a function then raises on the last rank alone.
+KD = "--kd-objective todi --teacher-model-path"
+TABLE_TEXT = """
+no data file | --data-dir {W}/nothing | --data-dir {W}/nothing: no train.jsonl there; see
+empty data file | --data-dir {W}/empty | {W}/empty/train.jsonl: no rows; every line holds
+broken JSON | --data-dir {W}/broken_json | {W}/broken_json/train.jsonl:3: not JSON | one JSON object
+missing field | --data-dir {W}/missing_field | {W}/missing_field/train.jsonl:3: no output; write the
+bad dev rows | --data-dir {W}/bad_dev | {W}/bad_dev/dev.jsonl:3: not JSON
+no dev file for --eval-gen | --data-dir {W}/only_train --eval-gen | --eval-gen: no dev.jsonl | drop
+unknown objective | --kd-objective tody | --kd-objective tody: unknown objective; did you mean todi?
+unknown prompt template | --prompt-template chatml | --prompt-template chatml: unknown template; choose
+unknown flag | --kd-objektive todi | --kd-objektive: unknown flag; did you mean --kd-objective?
+out of range | --kd-rate 1.5 | --kd-rate 1.5: pass a number of at least 0 and at most 1
+more tokens than positions | --max-length 600 --eval-gen | --max-length 600: | 512 positions; lower
+no teacher | --kd-objective todi | --kd-objective todi: needs a teacher; pass --teacher-model-path
+no model | --model-path {W}/nothing | --model-path {W}/nothing: no such folder; pass the folder
+truncated student | --model-path {W}/truncated | {W}/truncated/model.safetensors: | copy it again
+truncated header | --model-path {W}/short_header | model.safetensors: no safetensors file, or cut short
+truncated teacher | KD {W}/truncated | --teacher-model-path {W}/truncated/model.
+missing shard | --model-path {W}/shards | --model-path {W}/shards: no model-00002-of-00002.safetensors
+missing tensor | --model-path {W}/holes | {W}/holes: no weights for 1 of the model's tensors (model.norm
+weights of another size | --model-path {W}/mixed | {W}/mixed: | in the weights and | by config.json
+broken config | --model-path {W}/bad_config | --model-path {W}/bad_config/config.json: not JSON
+pickled weights | --model-path {W}/pickled | pytorch_model.bin but no model.safetensors | save_pretrained
+remote code | --model-path {W}/remote | --model-path {W}/remote: it comes with code of its own | --trust
+revision of a folder | --model-revision v1 | --model-revision v1: {W}/student is a folder
+another tokenizer | KD {W}/other_tokenizer | such ids); the objectives compare
+no adapter | --peft lora --peft-path {W}/student | --peft-path {W}/student: no adapter_config.json
+adapter of another base | --peft lora --peft-path {W}/teacher_adapter | \
+    --peft-path {W}/teacher_adapter: does not fit {W}/student: | made for {W}/teacher: pass that base
+teacher's adapter of another base | KD {W}/teacher --teacher-peft-path {W}/student_adapter | \
+    --teacher-peft-path {W}/student_adapter: does not fit {W}/teacher:
+adapter of a deeper base | --peft lora --peft-path {W}/deep_adapter | \
+    --peft-path {W}/deep_adapter: does not fit {W}/student: | absent for the base
+truncated adapter | --peft lora --peft-path {W}/cut_adapter | {W}/cut_adapter/adapter_model.safe
+pickled adapter | --peft lora --peft-path {W}/bin_adapter | adapter_model.bin but no adapter_model.
+no such target module | --peft lora --peft-lora-target-modules query | \
+    --peft-lora-target-modules query: | name the modules, or pass all-linear
+no DeepSpeed config | --deepspeed_config {W}/no.json | --deepspeed_config {W}/no.json: no such file; see
+broken DeepSpeed config | --deepspeed_config {W}/broken.json | {W}/broken.json: not JSON | configs/deep
+DeepSpeed config is a list | --deepspeed_config {W}/list.json | {W}/list.json: list, not an object; see
+misspelt section | --deepspeed_config {W}/typo.json | 'zero_optimisation' is no | 'zero_optimization'?
+unknown ZeRO option | --deepspeed_config {W}/option.json | {W}/option.json: zero_optimization.stages:
+no such stage | --deepspeed_config {W}/stage.json | {W}/stage.json: zero_optimization.stage: | (7)
+save folder below a file | --save-dir {W}/empty/train.jsonl/run | --save-dir {W} | cannot be written
+disk too small | --keep-best-n-checkpoints -1 --num-epochs 999999999999 | \
+    --save-dir {W}/run: the disk is too small: the run needs | or keep less with --keep-best-n-checkpoints
+evaluate: no checkpoint | evaluate --model-path {W}/empty | {W}/empty: no config.json there (found: tr
+evaluate: truncated | evaluate --model-path {W}/truncated | {W}/truncated/model.safetensors: | again
+evaluate: no data | evaluate --data-dir {W}/nothing | --data-dir {W}/nothing: no valid.jsonl there; see
+evaluate: unknown template | evaluate --prompt-template chatml | --prompt-template chatml: unknown template; choose
+evaluate: unknown flag | evaluate --sede 1 | --sede: unknown flag; did you mean --seed?
+one rank's tokenizer | breaks distillation.load_tokenizer ValueError | broken on purpose
+one rank's files | breaks distillation.check OSError | broken on purpose
+one rank's models | breaks training.building.load_student ValueError | broken on purpose
+"""
+TABLE = {
+    name: (flags.replace("KD", KD).split(), says)
+    for line in TABLE_TEXT.strip().splitlines()
+    for name, flags, *says in [[part.strip() for part in line.split("|")]]
 }
 BUG = "no mistake of a user's"
 LONG = "a row longer than the limits"
@@ -205,10 +122,7 @@ def make_data(folder: Path) -> None:
     lines = [json.dumps(row).encode() for row in make_rows(12)]
     third = {
         "broken_json": b'{"instruction": "Add.", ',
-        "wrong_type": json.dumps({**GOOD, "instruction": 3}).encode(),
         "missing_field": b'{"instruction": "Add."}',
-        "empty_response": json.dumps({**GOOD, "output": " "}).encode(),
-        "not_utf8": b'{"instruction": "caf\xe9", "output": "b"}',
     }
     for name, line in third.items():
         (folder / name).mkdir()
@@ -279,26 +193,26 @@ def make_adapters(folder: Path) -> None:
     save_file(weights | deeper, file)
 
 
-def job(world: Path, name: str, processes: int) -> dict:
-    words = [word.replace("{W}", str(world)) for word in TABLE[name][0]]
-    model, data = ["--model-path", str(world / "student")], ["--data-dir", str(world / "good")]
-    if words[0] == "evaluate":
-        argv = [*model, *data, "--save-dir", str(world / "run"), *words[1:]]
-        return {"name": name, "entry": "evaluate", "argv": argv}
-    argv = [*model, *data, "--save-dir", str(world / "run"), "--processed-data-dir", str(world / "cache")]
-    argv += ["--max-length", "128", "--max-prompt-length", "64", "--total-iters", "1", "--batch-size", "4"]
-    made = {"name": name, "entry": "distillation", "argv": argv}
-    if words[0] == "breaks":
-        return made | {"breaks": {"rank": processes - 1, "function": words[1], "error": words[2]}}
-    return made | {"argv": argv + words}
+def job(world: Path, name: str) -> dict:
+    flags = TABLE[name][0]
+    words = [word.replace("{W}", str(world)) for word in flags]
+    argv = ["--model-path", str(world / "student"), "--data-dir", str(world / "good"), "--save-dir", str(world / "run")]
+    if flags[0] == "evaluate":
+        return {"name": name, "entry": "evaluate", "argv": [*argv, *words[1:]]}
+    argv += ["--processed-data-dir", str(world / "cache"), "--max-length", "128", "--max-prompt-length", "64"]
+    argv += ["--total-iters", "1", "--batch-size", "4"]
+    if flags[0] == "breaks":
+        breaks = {"rank": RANKS - 1, "function": flags[1], "error": flags[2]}
+        return {"name": name, "entry": "distillation", "argv": argv, "breaks": breaks}
+    return {"name": name, "entry": "distillation", "argv": argv + words}
 
 
-def other_jobs(world: Path, processes: int) -> list[dict]:
+def other_jobs(world: Path) -> list[dict]:
     """A bug on rank 0, and a run that goes well, its teacher with more ids than the student."""
-    bug = job(world, "one rank's files", processes)
-    bug |= {"name": BUG, "breaks": {"rank": 0, "function": "check", "error": "RuntimeError"}}
-    good = job(world, "no teacher", processes)["argv"] + ["--teacher-model-path", str(world / "wide_teacher")]
-    good += ["--data-dir", str(world / "long"), "--save-dir", str(world / f"cache/run{processes}")]
+    bug = job(world, "one rank's files")
+    bug |= {"name": BUG, "breaks": {"rank": 0, "function": "preflight.checks.Preflight.describe_models", "error": "RuntimeError"}}
+    good = job(world, "no teacher")["argv"] + ["--teacher-model-path", str(world / "wide_teacher")]
+    good += ["--data-dir", str(world / "long"), "--save-dir", str(world / "cache/run")]
     return [bug, {"name": LONG, "argv": good}]
 
 
@@ -310,50 +224,44 @@ def fingerprint(world: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def ends(world, tmp_path_factory) -> dict[tuple[str, int], list[dict]]:
+def ends(world, tmp_path_factory) -> dict[str, list[dict]]:
     """How every case ended on every rank."""
     before, out = fingerprint(world), tmp_path_factory.mktemp("ends")
-    for processes in PROCESSES:
-        jobs = [job(world, name, processes) for name in TABLE] + other_jobs(world, processes)
-        run_jobs(out, processes, jobs)
+    run_jobs(out, RANKS, [job(world, name) for name in TABLE] + other_jobs(world))
     assert fingerprint(world) == before, "something was damaged"
     assert not list((world / "run").glob("epoch*")), "something was trained"
-    return {(name, n): json.loads((out / f"{name}{n}.json").read_text()) for name in [*TABLE, BUG] for n in PROCESSES}
+    return {name: json.loads((out / f"{name}.json").read_text()) for name in [*TABLE, BUG]}
 
 
-@pytest.mark.parametrize("processes", PROCESSES)
 @pytest.mark.parametrize("case", TABLE)
-def test_a_mistake_stops_every_rank_with_one_clear_message(world, ends, case, processes):
-    of_ranks = ends[case, processes]
-    assert [rank["code"] for rank in of_ranks] == [2] * processes
-    first, *others = (rank["stderr"] for rank in of_ranks)
+def test_a_mistake_stops_every_rank_with_one_clear_message(world, ends, case):
+    assert [rank["code"] for rank in ends[case]] == [2] * RANKS
+    first, *others = (rank["stderr"] for rank in ends[case])
     lines = [line for line in first.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, first
     for part in TABLE[case][1]:
         assert part.replace("{W}", str(world)) in lines[0]
     assert not any("error: " in other for other in others), "said once"
-    assert not any("Traceback" in rank["stderr"] for rank in of_ranks)
-    assert max(rank["seconds"] for rank in of_ranks) < SECONDS
+    assert not any("Traceback" in rank["stderr"] for rank in ends[case])
+    assert max(rank["seconds"] for rank in ends[case]) < SECONDS
     assert not (world / MARKER).exists()
 
 
 def test_a_bug_on_one_rank_stops_the_others_too(ends):
-    first, second = (rank["code"] for rank in ends[BUG, 2])
+    first, second = (rank["code"] for rank in ends[BUG])
     assert first == "RuntimeError: broken on purpose"
     assert second == "OtherRankFailed: rank 0: RuntimeError('broken on purpose')"
 
 
-@pytest.mark.parametrize("processes", PROCESSES)
-def test_a_row_longer_than_the_limits_is_cut_and_counted(world, ends, processes):
-    log = " ".join((world / f"cache/run{processes}/train.log").read_text().split())
+def test_a_row_longer_than_the_limits_is_cut_and_counted(world, ends):
+    log = " ".join((world / "cache/run/train.log").read_text().split())
     assert re.search(
         r"[1-9]\d* prompts cut to --max-prompt-length 64, 1 responses to --max-length 128; 0 rows keep", log
     )
 
 
-@pytest.mark.parametrize("processes", PROCESSES)
-def test_the_mass_of_dropped_ids_is_measured_on_dev(world, ends, processes):
-    log = (world / f"cache/run{processes}/train.log").read_text()
+def test_the_mass_of_dropped_ids_is_measured_on_dev(world, ends):
+    log = (world / "cache/run/train.log").read_text()
     (mass,) = re.findall(r"teacher gives (\S+) of its probability on dev to the 24 ids that are dropped", log)
     teacher = AutoModelForCausalLM.from_pretrained(world / "wide_teacher")
     args = DataArguments(
@@ -369,17 +277,16 @@ def test_the_mass_of_dropped_ids_is_measured_on_dev(world, ends, processes):
     assert 0.001 < float(mass) == pytest.approx(sum(masses) / len(masses), rel=0.01)
 
 
-@pytest.mark.parametrize("processes", PROCESSES)
-def test_a_taken_port_is_named(world, processes):
+@pytest.mark.parametrize("launcher", ["python", "deepspeed"])
+def test_a_taken_port_is_named(world, launcher):
     with socket.socket() as other_run:
         other_run.bind(("127.0.0.1", 0))
         other_run.listen()
         port = str(other_run.getsockname()[1])
-        flags = ["code/distillation.py", *job(world, "out of range", processes)["argv"][:-2]]
-        command, ranks = [sys.executable, *flags], {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-        if processes > 1:
-            launcher = ["-m", "deepspeed.launcher.runner", "--num_gpus", str(processes), "--master_port", port]
-            command, ranks = [sys.executable, *launcher, *flags], {}
+        words, ranks = [], {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+        if launcher == "deepspeed":
+            words, ranks = ["-m", "deepspeed.launcher.runner", "--num_gpus", str(RANKS), "--master_port", port], {}
+        command = [sys.executable, *words, "code/distillation.py", *job(world, "out of range")["argv"][:-2]]
         done = run(command, MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **ranks)
     assert done.returncode == 2, done.stderr
     assert f"error: MASTER_ADDR=127.0.0.1 MASTER_PORT={port}: " in done.stderr and "set MASTER_PORT to a" in done.stderr

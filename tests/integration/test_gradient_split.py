@@ -7,10 +7,9 @@ import torch
 
 from integration.launch import run_jobs
 
-OBJECTIVES = ("cross_entropy", "fkl", "rkl", "js", "tvd", "sfkl", "srkl", "akl", "abkd", "todi")
+OBJECTIVES = ("cross_entropy", "fkl", "rkl", "js", "tvd", "sfkl", "srkl", "akl", "abkd")
 ADAKD = ("adakd", "adakd+todi")
-# name -> ranks, batch, accumulation, packing. AdaKD ranks positions within a micro-step, so that its gradient depends
-# on accumulation, and on nothing else: the runs of one group must agree.
+# name -> ranks, batch, accumulation, packing.
 SPLITS = {
     "1x8": (1, 8, 1, True),
     "1x8_padded": (1, 8, 1, False),
@@ -21,95 +20,73 @@ SPLITS = {
     "2ranks_2x2": (2, 2, 2, True),
 }
 ACCUMULATED = ("2x4", "2x4_padded", "2ranks_2x2")
-# name -> ranks, tokens of a micro-batch, accumulation, packing: each takes all 24 examples in its first step, as 1x24
-# does; ten micro-batches hold two or three of them.
-ALL = (1, 24, 1, True)
+# The same, and tokens of a micro-batch: each takes all 24 examples in its first step, as 1x24 does; ten micro-batches
+# hold two or three of them.
 BY_TOKENS = {
-    "tokens": (1, 2048, 1, True),
-    "tokens_x5": (1, 512, 5, True),
-    "tokens_x5_padded": (1, 512, 5, False),
-    "2ranks_tokens": (2, 1024, 1, True),
-    "2ranks_tokens_x5": (2, 256, 5, True),
-    "2ranks_tokens_x5_padded": (2, 256, 5, False),
+    "tokens": (1, 1, 1, True, 2048),
+    "tokens_x5": (1, 1, 5, True, 512),
+    "tokens_x5_padded": (1, 1, 5, False, 512),
+    "2ranks_tokens": (2, 1, 1, True, 1024),
+    "2ranks_tokens_x5": (2, 1, 5, True, 256),
+    "2ranks_tokens_x5_padded": (2, 1, 5, False, 256),
 }
-ONE_MICRO_STEP = ("tokens", "2ranks_tokens")
+SHAPES = {"1x24": (1, 24, 1, True), **SPLITS, **BY_TOKENS}
+# An objective, and two splits with the same gradient. Rows are cut in the same way for every objective: todi alone goes
+# through all splits. AdaKD ranks positions within a micro-step: its gradient depends on accumulation, and on it alone.
+CASES = [("todi", "1x8", split) for split in SPLITS if split != "1x8"]
+CASES += [("todi", "1x24", split) for split in BY_TOKENS]
+CASES += [(objective, "1x8", split) for objective in OBJECTIVES for split in ("2x4_padded", "2ranks_2x2")]
+CASES += [("adakd", "1x24", split) for split in ("tokens", "2ranks_tokens")]
+CASES += [
+    (objective, reference, split)
+    for objective in ADAKD
+    for split in SPLITS
+    for reference in ["2x4" if split in ACCUMULATED else "1x8"]
+    if split != reference
+]
 
 
 @pytest.fixture(scope="module")
 def results(tiny, rows, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("split")
+    runs = dict.fromkeys((objective, split) for objective, *splits in CASES for split in splits)
     for processes in (1, 2):
-        jobs = [
-            {"name": name, "argv": arguments(tiny, rows, folder / "runs" / name, objective, *settings[1:])}
-            for split, settings in SPLITS.items()
-            if settings[0] == processes
-            for objective in OBJECTIVES + ADAKD
-            for name in [f"{objective}.{split}"]
-        ]
-        jobs += [
-            {"name": name, "argv": [*arguments(tiny, rows, folder / "runs" / name, objective, *shape), *flags]}
-            for split, (ranks, *shape), flags in by_tokens()
-            if ranks == processes
-            for objective in ("todi", "adakd")
-            if objective == "todi" or split in ("1x24", *ONE_MICRO_STEP)
-            for name in [f"{objective}.{split}"]
-        ]
+        jobs = []
+        for objective, split in runs:
+            name, (ranks, *shape) = f"{objective}.{split}", SHAPES[split]
+            if ranks == processes:
+                jobs.append({"name": name, "argv": arguments(tiny, rows, folder / "runs" / name, objective, *shape)})
         run_jobs(folder, processes, jobs)
     return folder
 
 
-def by_tokens():
-    yield "1x24", ALL, ()
-    for split, (ranks, tokens, accumulation, packed) in BY_TOKENS.items():
-        yield split, (ranks, 1, accumulation, packed), ("--tokens-per-micro-batch", str(tokens))
-
-
-def arguments(tiny, rows, save_dir, objective, batch, accumulation, packed) -> list[str]:
+def arguments(tiny, rows, save_dir, objective, batch, accumulation, packed, tokens=None) -> list[str]:
     return [
         *("--model-path", str(tiny / "student"), "--teacher-model-path", str(tiny / "teacher")),
         *("--data-dir", str(rows), "--save-dir", str(save_dir), "--kd-objective", objective),
         *("--batch-size", str(batch), "--gradient-accumulation-steps", str(accumulation), "--packing", str(packed)),
         *("--kd-rate", "0.6", "--kd-temperature", "2", "--adakd-latf", "fixed", "--adakd-ratio", "0.5"),
         *("--total-iters", "1", "--max-length", "128", "--max-prompt-length", "64", "--clip-grad", "0"),
-        *("--dev-num", "1"),
+        *("--dev-num", "1", *(("--tokens-per-micro-batch", str(tokens)) if tokens else ())),
     ]
 
 
-def gradients(results: Path, objective: str, split: str) -> list[torch.Tensor]:
-    return torch.load(results / f"{objective}.{split}.pt", weights_only=True)["gradients"]
-
-
-def assert_same(expected: list[torch.Tensor], got: list[torch.Tensor]) -> None:
+def assert_same(results: Path, objective: str, *splits: str) -> None:
+    expected, got = (
+        torch.load(results / f"{objective}.{split}.pt", weights_only=True)["gradients"] for split in splits
+    )
     assert len(expected) == len(got) > 10
     for one, other in zip(expected, got):
         assert one.abs().max() > 0
         torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5 * one.abs().max().item())
 
 
-@pytest.mark.parametrize("split", [split for split in SPLITS if split != "1x8"])
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_every_split_gives_the_same_gradient(results, objective, split):
-    assert_same(gradients(results, objective, "1x8"), gradients(results, objective, split))
-
-
-@pytest.mark.parametrize("split", BY_TOKENS)
-def test_a_token_budget_gives_the_same_gradient(results, split):
-    assert_same(gradients(results, "todi", "1x24"), gradients(results, "todi", split))
-
-
-@pytest.mark.parametrize("split", ONE_MICRO_STEP)
-def test_a_token_budget_is_nothing_to_adakd(results, split):
-    assert_same(gradients(results, "adakd", "1x24"), gradients(results, "adakd", split))
-
-
-@pytest.mark.parametrize("split", [split for split in SPLITS if split not in ("1x8", "2x4")])
-@pytest.mark.parametrize("objective", ADAKD)
-def test_adakd_does_not_depend_on_ranks_and_packing(results, objective, split):
-    reference = "2x4" if split in ACCUMULATED else "1x8"
-    assert_same(gradients(results, objective, reference), gradients(results, objective, split))
+@pytest.mark.parametrize(("objective", "reference", "split"), CASES)
+def test_splits_give_the_same_gradient(results, objective, reference, split):
+    assert_same(results, objective, reference, split)
 
 
 @pytest.mark.parametrize("objective", ADAKD)
 def test_adakd_selects_within_a_micro_step(results, objective):
     with pytest.raises(AssertionError):
-        assert_same(gradients(results, objective, "1x8"), gradients(results, objective, "2x4"))
+        assert_same(results, objective, "1x8", "2x4")

@@ -1,15 +1,14 @@
 """Ranks that wait for one another: longer than the process group's timeout, and no longer once one has failed."""
 
 import ast
-import os
 import socket
 import subprocess
 import sys
 
-from integration.launch import run, torchrun
+from integration.launch import ENVIRONMENT
 
 SCRIPT = """
-import sys, time
+import os, sys, time
 from datetime import timedelta
 sys.path.insert(0, "code")
 from torch import distributed as dist
@@ -27,53 +26,32 @@ results = []
 for seconds, works in ((5, first), (0, not first)):
     with all_ranks():
         results.append(work(seconds) if works else None)
-try:
-    with all_ranks():
-        if first:
-            work(2, ValueError("no such file"))
-except ValueError as error:
-    results.append(str(error))
 ends = [None, None]
 dist.all_gather_object(ends, results)
 if first:
-    print(ends)
-"""
-
-
-def test_a_rank_may_work_longer_alone_than_a_collective_waits(tmp_path):
-    file = tmp_path / "ranks.py"
-    file.write_text(SCRIPT)
-    done = run(torchrun(2, str(file)))
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert ast.literal_eval(done.stdout) == [["done", None, "no such file"], [None, "done", "no such file"]]
-
-
-FAILING = """
-import os, sys, time
-sys.path.insert(0, "code")
-from torch import distributed as dist
-from runtime.ranks import all_ranks
-
-def fail():
-    time.sleep(3)  # by then the other rank looks at the store twice a second only
-    raise ValueError("no such file")
-
-dist.init_process_group("gloo")
+    print(ends, flush=True)
 try:
     with all_ranks():
-        if dist.get_rank() == 0:
-            fail()
-except ValueError:
+        if first:
+            work(3, ValueError("no such file"))  # by then the other rank looks at the store twice a second only
+except ValueError as error:
+    print(error, flush=True)
     os._exit(2)
 """
 
 
-def test_the_rank_that_holds_the_store_ends_last(root, tmp_path):
-    """Without torchrun, whose agent holds it."""
-    (tmp_path / "ranks.py").write_text(FAILING)
+def test_ranks_wait_as_long_as_one_works_and_fail_together(root, tmp_path):
+    """Without torchrun, whose agent would hold the store: here rank 0 does, and ends last."""
+    (tmp_path / "ranks.py").write_text(SCRIPT)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
     command = [sys.executable, str(tmp_path / "ranks.py")]
-    ranks = [subprocess.Popen(command, cwd=root, env={**os.environ, **place, "RANK": str(rank)}) for rank in (0, 1)]
-    assert [process.wait(60) for process in ranks] == [2, 2]
+    ranks = [
+        subprocess.Popen(command, cwd=root, env=ENVIRONMENT | place | {"RANK": rank}, stdout=subprocess.PIPE, text=True)
+        for rank in "01"
+    ]
+    outputs = [process.communicate(timeout=60)[0].splitlines() for process in ranks]
+    assert [process.returncode for process in ranks] == [2, 2]
+    assert ast.literal_eval(outputs[0].pop(0)) == [["done", None], [None, "done"]]
+    assert outputs == [["no such file"], ["no such file"]]

@@ -7,9 +7,9 @@ JOBS.json: {"out": FOLDER, "jobs": [{"name": ..., "argv": [...]}, ...]}. Rank 0 
 fixed tokens, "teacher_bodies": how many teachers were loaded, "loaded": elements of the student in this rank's memory
 and in all, when it is loaded and before there is an engine}.
 
-A job with "entry" (distillation, evaluate, doctor) is expected to end early: NAMEn.json, for n processes, gets of every
-rank the exit code (or the exception), what it wrote to stderr, and the seconds. Its "breaks" ({"rank", "function",
-"error"}) makes a function of the entry raise on one rank alone.
+A job with "entry" (distillation, evaluate) is expected to end early: NAME.json gets of every rank the exit code (or the
+exception), what it wrote to stderr, and the seconds. Its "breaks" ({"rank", "function", "error"}) makes a function, by
+module and name, raise on one rank alone.
 """
 
 import builtins
@@ -32,7 +32,7 @@ sys.path[:0] = [str(ROOT / "code")]
 import distillation  # noqa: E402
 from runtime.ranks import init_distributed  # noqa: E402
 from teacher import loading  # noqa: E402
-from training.engine import build_engine  # noqa: E402
+from training import building  # noqa: E402
 from training.loop import Trainer  # noqa: E402
 
 TOKENS = torch.arange(5, 45).reshape(2, 20)
@@ -48,7 +48,7 @@ def main(jobs_file: str) -> None:
             ends: list = [None] * dist.get_world_size()
             dist.all_gather_object(ends, end_of(job))
             if dist.get_rank() == 0:
-                out.with_name(f"{out.name}{len(ends)}.json").write_text(json.dumps(ends))
+                out.with_name(f"{out.name}.json").write_text(json.dumps(ends))
             continue
         seen = observe(job["argv"])
         if dist.get_rank() == 0:
@@ -63,7 +63,7 @@ def end_of(job: dict) -> dict:
     broken = contextlib.nullcontext()
     if breaks.get("rank") == dist.get_rank():
         error = getattr(builtins, breaks["error"])("broken on purpose")
-        broken = mock.patch.object(entry, breaks["function"], side_effect=error)
+        broken = mock.patch(breaks["function"], side_effect=error)
     with broken, contextlib.redirect_stderr(stderr):
         try:
             entry.main(job["argv"])
@@ -93,13 +93,14 @@ def observe(argv: list[str]) -> dict:
         parameters = list(distiller.parameters())
         held = sum(p.numel() + (p.ds_tensor.numel() if hasattr(p, "ds_tensor") else 0) for p in parameters)
         seen["loaded"] = held, sum(getattr(p, "ds_numel", p.numel()) for p in parameters)
-        return build_engine(distiller, *args)
+        return original_build(distiller, *args)
 
+    original_build = building.build_engine
     hook = register_optimizer_step_pre_hook(keep_gradients)
     original_run, Trainer.run = Trainer.run, run_and_look
     try:
         with (
-            mock.patch.object(distillation, "build_engine", build_and_look),
+            mock.patch.object(building, "build_engine", build_and_look),
             mock.patch.object(loading, "load_teacher", wraps=loading.load_teacher) as load_teacher,
         ):
             distillation.main(argv)

@@ -247,7 +247,8 @@ def memory(folder: Path, args: argparse.Namespace) -> int:
     samples = np.zeros((args.steps // 20, 4))  # made before, so that the samples are no part of what grows
     original = Trainer._train_step
 
-    def step(trainer, planned, batches, number, guard):
+    def step(trainer, planned, batches):
+        number = trainer.position.step + 1
         if number % 20 == 0:
             gc.collect()
             libc.malloc_trim(0)
@@ -255,7 +256,7 @@ def memory(folder: Path, args: argparse.Namespace) -> int:
             info = libc.mallinfo2()
             in_use = info.in_use + info.mapped
             samples[number // 20 - 1] = number, resident / 1024, in_use / 1024, sys.getallocatedblocks()
-        return original(trainer, planned, batches, number, guard)
+        return original(trainer, planned, batches)
 
     Trainer._train_step = step
     argv = arguments(tiny, rows, folder / "run", zero_config(folder, args.stage), "adakd", "lora")

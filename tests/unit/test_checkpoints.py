@@ -6,29 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from training import checkpoints
 from training.checkpoints import BestCheckpoints
 
 NAN, INF = math.nan, math.inf
 
 
-@pytest.fixture(autouse=True)
-def one_rank(monkeypatch):
-    monkeypatch.setattr(checkpoints.dist, "get_rank", lambda: 0)
-
-
 def kept_of(scores: list[float], count: int, folder: Path, restart: bool) -> list[int]:
     """The steps that stay of checkpoints with these scores, where each is wanted."""
-    best = BestCheckpoints(count)
+    best = BestCheckpoints(count, folder)
     for number, score in enumerate(scores):
         path = folder / f"epoch{number}_step{number}_loss{-score}"
         if best.wants(score):
             path.mkdir()
             best.add(score, path)
         if restart:
-            state = json.loads(json.dumps([(score, kept.name) for score, kept in best.kept]))
-            best = BestCheckpoints(count)
-            best.restore((score, folder / name) for score, name in state)
+            state = json.loads(json.dumps(best.state_dict()))
+            best = BestCheckpoints(count, folder)
+            best.load_state_dict(state)
     assert {path for _, path in best.kept} == set(folder.iterdir())
     return sorted(int(path.name[5]) for path in folder.iterdir())
 
@@ -50,6 +44,6 @@ def test_nan_is_the_worst_score(tmp_path, scores, count, kept, restart):
 
 
 def test_a_nan_that_a_state_holds_is_replaced(tmp_path):
-    best = BestCheckpoints(1)
-    best.restore([(json.loads("NaN"), tmp_path / "epoch1_step1_lossnan")])
+    best = BestCheckpoints(1, tmp_path)
+    best.load_state_dict([(json.loads("NaN"), "epoch1_step1_lossnan")])
     assert best.wants(-9.0)

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from arguments import DataArguments, ModelArguments
+from arguments import DataArguments
 from data_utils import dataset
 from data_utils.dataset import Row, load_instruction_data
 from data_utils.prompts import cut_prompts, encode_pairs, encode_prompts, prompt_template
@@ -426,15 +425,11 @@ def test_force_process_writes_the_same_again(train_file, tokenizer, args):
 
 
 def test_only_the_first_process_of_a_node_tokenises(train_file, tokenizer, args, monkeypatch):
-    import distillation
-
     load_instruction_data(train_file, tokenizer, args)
     fail_to_tokenise(monkeypatch)
-    monkeypatch.setattr(distillation, "load_tokenizer", lambda *_: tokenizer)
     monkeypatch.setenv("LOCAL_RANK", "1")
     for forced in (False, True):
-        config = SimpleNamespace(model=ModelArguments("student"), data=replace(args, force_process=forced))
-        _, train, dev = distillation.load_data(config)
+        train, dev = dataset.load_data(tokenizer, replace(args, force_process=forced))
         assert (len(train), dev) == (24, None)
 
 

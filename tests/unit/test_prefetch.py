@@ -34,11 +34,6 @@ def test_what_comes_next_is_made_while_the_caller_works():
         assert made == list(range(1 + AHEAD))  # and no further: what waits takes memory
 
 
-def test_it_is_made_in_another_thread():
-    (name,) = prefetched(lambda _: threading.current_thread().name, [0], CPU)
-    assert name != threading.current_thread().name
-
-
 def broken(item: int) -> int:
     return 1 // (3 - item)
 
@@ -59,11 +54,3 @@ def test_a_loop_that_is_left_ends_the_thread():
         assert threads()
         raise KeyboardInterrupt
     assert not threads()
-
-
-def test_random_numbers_are_left_alone():
-    torch.manual_seed(3)
-    expected = torch.rand(3)
-    torch.manual_seed(3)
-    list(prefetched(str, range(5), CPU))
-    assert torch.equal(torch.rand(3), expected)

@@ -75,7 +75,7 @@ class Step:
             distiller = Distiller(head, build_criterion(objective, KDArguments(kd_rate=0.5, adakd_ratio=0.5))).train()
             assert distiller.chunk_bytes == (64 if device == CPU else 256) * 2**20
             distiller.chunk_bytes = 7 * 4 * SHARED
-            metrics, criterion = Metrics(folder / "metrics.jsonl", device, main=True), distiller.criterion
+            metrics, criterion = Metrics(device), distiller.criterion
             self.part("loading")
             criterion.prepare(100)
             criterion.start_step(StepTokens(tuple(ranks * n for n in TOKENS), device))
@@ -88,7 +88,7 @@ class Step:
             metrics.end_step(True)
             criterion.end_step()
             self.part("the step's end")
-            self.record = metrics.log(1, 1, 0.1, {})
+            self.record = metrics.record(1, 1, 0.1, {})
             self.part("a logged step")
             self.mass = dropped_mass(source, batch, 1000)
             self.part("dropped mass")
@@ -143,7 +143,7 @@ def test_a_step_on_the_device(case, tmp_path, monkeypatch):
     there = Step(DEVICE, tmp_path / "there", **settings)
     assert there.waits["micro-steps"] == of_micro_steps
     assert there.waits["the step's end"] == of_end
-    log = "training/metrics.py:log"
+    log = "training/metrics.py:record"
     assert there.waits["a logged step"] == {("copy to the device", log): 1, ("tolist", log): 1}
     assert there.waits["dropped mass"].keys() <= of_micro_steps.keys()  # a teacher's forward, where it is live
     here = Step(CPU, tmp_path / "here", **settings)

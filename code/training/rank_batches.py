@@ -1,0 +1,41 @@
+"""The batches of this rank, made in a background thread while the ones before them run.
+
+In: the steps of an epoch, or the number of dev rows. Out: batches on the device.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from data_utils.batches import Batch, ExampleTable, Layout, batches_by_length, collate
+from data_utils.epoch_plan import Step
+from runtime.ranks import rank, world_size
+from training.prefetch import prefetched
+
+
+@dataclass(frozen=True)
+class RankBatches:
+    """Of train, as the plan of the epoch deals them, and of dev, by length. Close what it returns (`closing`)."""
+
+    train: ExampleTable
+    dev: ExampleTable | None
+    pad_id: int
+    max_length: int
+    layout: Layout
+    device: torch.device
+
+    def of_steps(self, steps: Sequence[Step]) -> Iterator[Batch]:
+        """One per micro-step, over all the steps."""
+        micro_steps = (micro_step for step in steps for micro_step in zip(step.examples, step.tokens))
+        return prefetched(lambda ranks: self._batch(self.train, ranks[0][rank()], ranks[1]), micro_steps, self.device)
+
+    def of_dev(self, rows: int, tokens_per_batch: int) -> Iterator[Batch]:
+        """Of the first rows; equally many on every rank, as whatever is sharded under ZeRO-3 needs."""
+        of_all_ranks = batches_by_length(self.dev.lengths[:rows], tokens_per_batch, world_size())
+        mine = (indices[rank() :: world_size()] for indices in of_all_ranks)
+        return prefetched(lambda indices: self._batch(self.dev, indices, (0,)), mine, self.device)
+
+    def _batch(self, data: ExampleTable, indices: Sequence[int], positions_per_rank: tuple[int, ...]) -> Batch:
+        examples = [data[i] for i in indices]
+        return collate(examples, self.pad_id, self.max_length, self.layout, positions_per_rank).to(self.device)
