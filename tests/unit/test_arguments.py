@@ -27,6 +27,7 @@ from arguments import (
     parse_evaluate_arguments,
     parse_train_arguments,
 )
+from flags import Group, option, parse
 
 TRAIN_GROUPS = (ModelArguments, TeacherArguments, KDArguments, DataArguments, TrainArguments, GenerationArguments)
 EVALUATE_GROUPS = (EvaluateArguments, GenerationArguments)
@@ -519,6 +520,22 @@ def test_negative_numbers_are_values():
     config = parse_train("--train-num", "-1", "--ab-alpha", "-0.5", "--loss-scale", "-1")
     assert (config.data.train_num, config.kd.ab_alpha) == (-1, -0.5)
     assert config.ignored_flags == ("--loss-scale",)
+
+
+def test_positional_arguments(capsys):
+    group = dataclasses.make_dataclass(
+        "Runs",
+        [("run", list[str], option(help="Runs.", positional=True)), ("name", str, option("x"))],
+        bases=(Group,),
+        frozen=True,
+    )
+    for words in (["a", "b", "--name", "c"], ["--name", "c", "a", "b"]):
+        assert dataclasses.astuple(parse(words, [group], "p.py")[0]) == (["a", "b"], "c")
+    with pytest.raises(ValueError, match="required: RUN$"):
+        parse([], [group], "p.py")
+    with pytest.raises(SystemExit):
+        parse(["--help"], [group], "p.py")
+    assert "usage: python p.py RUN ... [FLAGS]" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("group", [TrainArguments(), KDArguments()])
