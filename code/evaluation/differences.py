@@ -11,7 +11,6 @@ FLAGS = {
     "set": "--data-dir",
     "rows.count": "--data-dir, --eval-num",
     "rows.sha256": "--data-dir, --eval-num",
-    "draws": "--do-sample",
     "draws.batches": None,
     "draws.device": None,
     "draws.tokens_per_batch": "--eval-batch-size, --max-length",

@@ -12,12 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from evaluation.comparison import AVERAGE
 from evaluation.differences import differences
 from evaluation.metrics import MAIN_METRIC
 from evaluation.results import Results, format_table, summarise
 from runtime.atomic import write_text
-
-AVERAGE = "average"
 
 
 @dataclass(frozen=True)

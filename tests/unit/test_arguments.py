@@ -318,9 +318,7 @@ def test_what_other_programs_take_is_answered_with_what_to_use(parse, words, sai
 
 
 def test_flags_of_other_trainers_lead_to_flags_that_parse():
-    known = {
-        f.name.replace("_", "-") for group in (*TRAIN_GROUPS, *OF_EVALUATION) for f in dataclasses.fields(group)
-    }
+    known = {f.name.replace("_", "-") for group in (*TRAIN_GROUPS, *OF_EVALUATION) for f in dataclasses.fields(group)}
     renamed = {theirs: ours.split()[0] for theirs, ours in foreign_flags.RENAMED_FLAGS.items()}
     assert set(renamed.values()) <= known
     assert not renamed.keys() & (known | foreign_flags.IGNORED_FLAGS)
@@ -380,7 +378,7 @@ def test_help_has_each_flag_once_in_its_group(capsys, monkeypatch, parse, groups
     assert "default: None" not in out and max(map(len, out.splitlines())) <= 120
 
 
-@pytest.mark.parametrize("entry", ["distillation", "evaluate", "doctor"])
+@pytest.mark.parametrize("entry", ["distillation", "evaluate", "compare", "doctor"])
 @pytest.mark.parametrize(("words", "code", "said"), [(["--help"], 0, "usage: "), (["--lrr", "1"], 2, "error: ")])
 def test_help_and_a_wrong_flag_are_answered_without_torch(root, entry, words, code, said):
     words = [str(root / f"code/{entry}.py"), *(() if code == 0 else REQUIRED), *words]

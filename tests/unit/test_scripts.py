@@ -308,6 +308,12 @@ def test_evaluation_of_several_runs():
     assert flags[-4:] == ["--eval-batch-size", "8", "--do-sample", "--force"]
 
 
+def test_comparison():
+    words = ["a", "b", "--teacher", "c"]
+    for script in ("scripts/compare.sh", "scripts/eval/compare.sh"):
+        assert dry_run(script, *words)[1:] == ("code/compare.py", words)
+
+
 def test_evaluation_finds_the_run_from_where_it_is_called(tmp_path):
     (tmp_path / "a run").mkdir()
     result = run_script(EVAL, "a run", cwd=tmp_path, DRY_RUN=1, GPUS=0)
