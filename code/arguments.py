@@ -65,7 +65,7 @@ class TeacherArguments(Group):
         None, "Of the teacher's weights; default: as the student's; auto: as stored."
     )
     teacher_cache: str | None = option(
-        None, "Folder of the teacher's hidden states: made by the first run, read by all that follow."
+        None, "Folder of the teacher's hidden states: written by the first run, read by later ones."
     )
 
     def __post_init__(self):
@@ -226,14 +226,14 @@ class TrainArguments(Group):
     eval_gen: bool = option(False, "Also generate for dev; ROUGE-L then ranks checkpoints.")
     resume: str = option(
         "auto",
-        "auto: continue the run in --save-dir where there is one; never: start over, and move what is "
+        "auto: continue the run in --save-dir if there is one; never: start over, and move what is "
         "there to previous/; or the folder of a run to start from.",
     )
     resume_interval: int = option(
         500, "Steps between saves of the resume state; 0: at the ends of epochs only.", at_least=0
     )
     max_bad_steps: int = option(
-        5, "Stop after so many steps in a row whose loss or gradient is not finite.", at_least=1
+        5, "Stop after this many consecutive steps with a non-finite loss or gradient.", at_least=1
     )
     deepspeed_config: str | None = option(None, "DeepSpeed's JSON file (ZeRO stage, dtype); default: ZeRO-0 in fp32.")
     precision: Literal["auto", "bf16", "fp16", "fp32"] | None = option(
@@ -317,7 +317,7 @@ class EvaluateArguments(Group):
     save_dir: str | None = option(
         None, "Results; default: eval/<checkpoint's name> beside the checkpoint.", aliases=["--save"]
     )
-    force: bool = option(False, "Answer again what the results have already.")
+    force: bool = option(False, "Answer again even if the results are complete.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "Weights in memory; auto: as they were saved."
     )

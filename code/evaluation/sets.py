@@ -17,7 +17,7 @@ def read_sets(args: EvaluateArguments) -> dict[str, list[Row]]:
 
 
 def _names(folders: list[Path]) -> list[str]:
-    """The last part of each path; two parts where one says nothing (11_ of data/sinst/11_) or is not unique."""
+    """The last part of each path; two parts if the last is ambiguous (11_ of data/sinst/11_)."""
     last_parts = [folder.name for folder in dict.fromkeys(folders)]
     return [
         folder.name

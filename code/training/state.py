@@ -42,7 +42,7 @@ class Position:
     """Where a run is. `step` and `step_in_epoch` count optimiser steps taken.
 
     epoch_ends: the epoch's steps are taken; its evaluation and checkpoint may be missing.
-    bad_steps: non-finite steps in a row, up to here.
+    bad_steps: consecutive non-finite steps so far.
     """
 
     epoch: int = 1
@@ -194,7 +194,7 @@ class RunState:
 
 
 def read_state(save_dir: Path) -> dict | None:
-    """What state.json holds; None where there is none. Raises ValueError."""
+    """The content of state.json, or None if there is no such file. Raises ValueError."""
     path = save_dir / "resume" / "state.json"
     if not path.is_file():
         return None
@@ -222,6 +222,6 @@ def remove_leftovers(folder: Path, keep: str | None) -> None:
 
 
 def file_sizes(folder: Path) -> dict[str, int]:
-    """By the path inside `folder`, in bytes."""
+    """The size in bytes of every file, by its path inside `folder`."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {str(path.relative_to(folder)): path.stat().st_size for path in files}

@@ -40,7 +40,7 @@ class Metric:
         return sum(scores) / len(scores)
 
     def warning(self, what: str, texts: Sequence[str]) -> str | None:
-        """What to tell the user if the metric cannot judge such texts. what: what they are, such as "answers"."""
+        """The warning if the metric cannot judge the texts. what: their kind, such as "answers"."""
         return None
 
 
@@ -57,5 +57,5 @@ def register(name: str) -> Callable[[type[Metric]], type[Metric]]:
 
 
 def build_metrics(args: GenerationArguments, *names: str) -> dict[str, Metric]:
-    """The metrics `names`, by name; without names all that are registered."""
+    """The metrics `names`, by name; without names, all registered ones."""
     return {name: _REGISTRY[name](args) for name in names or _REGISTRY}
