@@ -105,7 +105,7 @@ def write_inputs(folder: Path, size: str, rows: int) -> None:
 
 
 def train(folder: Path, ranks: int, *flags: str) -> list[dict]:
-    """The records of a run's metrics.jsonl, one a step."""
+    """The records of a run's metrics.jsonl, one per step."""
     run = folder / f"run{ranks}"
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"),

@@ -157,7 +157,7 @@ def _log_plan(plan: EpochPlan, steps: int) -> None:
     if plan.tokens_per_micro_batch is not None:
         logger.info("micro-batches of at most %d tokens; --batch-size has no effect", plan.tokens_per_micro_batch)
     per_step = len(plan.lengths) / len(plan), plan.lengths.sum() / len(plan)
-    logger.info("%d steps an epoch, %d steps in all; %.1f examples, %d tokens a step", len(plan), steps, *per_step)
+    logger.info("%d steps per epoch, %d in all; %.1f examples and %d tokens per step", len(plan), steps, *per_step)
 
 
 def _dev_evaluation(
