@@ -104,19 +104,25 @@ class AnyObjectiveArguments(Group):
 def hyper_parameters() -> list[tuple[str, str, Field]]:
     """Name, annotation and field of every `option` in a class of `criterions/*.py`, from the files' text.
 
-    Importing the files would import torch, and --help would take seconds.
+    Importing the files would import torch, and --help would take seconds. Raises SyntaxError, or ValueError naming the
+    file, if an option cannot be read or has a name that another flag of the objective has.
     """
-    found = []
+    found, taken = [], {field.name for field in fields(AnyObjectiveArguments)}
     for path in sorted(Path(__file__).with_name("criterions").glob("*.py")):
         try:
-            found += _options(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path}: the values of an option must be literals ({error})") from error
+            of_file = list(_options(ast.parse(path.read_bytes(), str(path))))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: an option takes literals, by the names in flags.option ({error})") from error
+        for name, *_ in of_file:
+            if name in taken:
+                raise ValueError(f"{path}: {name}: there is such a flag already; choose another name")
+            taken.add(name)
+        found += of_file
     return found
 
 
-def _options(source: str) -> Iterator[tuple[str, str, Field]]:
-    classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
+def _options(module: ast.Module) -> Iterator[tuple[str, str, Field]]:
+    classes = [node for node in module.body if isinstance(node, ast.ClassDef)]
     for statement in (statement for class_ in classes for statement in class_.body):
         match statement:
             case ast.AnnAssign(ast.Name(name), annotation, ast.Call(ast.Name("option"), values, keywords)):
