@@ -37,8 +37,8 @@ def open_resume(config: TrainConfig, deepspeed_settings: DeepSpeedSettings) -> R
     if locked is not None:
         resume.lock, note = locked
         resume.notes += [note] if note else []
-    if resume.start_folder is not None and not resume.start_folder.is_dir():
-        raise ValueError(f"--save-dir {save_dir}: seen by the first process only; all nodes must share it")
+    with all_ranks():
+        _check_shared(resume)
     return resume
 
 
@@ -149,6 +149,11 @@ def _check_files(folder: Path, files: dict[str, int], args: TrainArguments) -> N
             f"--save-dir {args.save_dir}: the resume state {folder} is damaged ({damaged[0]} is missing or cut short); "
             "start over with --resume never (what is there moves to previous/)"
         )
+
+
+def _check_shared(resume: Resume) -> None:
+    if resume.start_folder is not None and not resume.start_folder.is_dir():
+        raise ValueError(f"--save-dir {resume.save_dir}: seen by the first process only; all nodes must share it")
 
 
 def _hash(path: Path) -> str | None:
