@@ -41,7 +41,7 @@ class StepGuard:
     max_bad_steps: int
     position: Position
 
-    def inspect(self, planned: Step, losses: Tensor) -> bool:
+    def check(self, planned: Step, losses: Tensor) -> bool:
         """Whether the step after `position` changed the parameters.
 
         losses: of this rank's micro-batches. Raises Diverged.
