@@ -18,8 +18,8 @@ from training.resume_settings import check_settings
 from training.state import Position, Resume, file_sizes, read_state, remove_leftovers
 
 LOCK = ".lock"
-# What a run writes into its folder, and so what starting over moves aside: the state first, since half a run that has
-# it could be resumed.
+# What a run writes into its folder, in the order in which starting over moves it aside. The state goes first: without
+# it, what a crash in between leaves cannot be resumed.
 OUTPUTS = tuple("resume epoch*_step* eval bad_steps metrics.jsonl dev_metrics.jsonl train.log args.json".split())
 
 
