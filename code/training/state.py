@@ -11,7 +11,6 @@ the next start. A run that is finished keeps state.json alone.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch import distributed as dist
 
 from runtime.atomic import as_write_error, flush, put_in_place, remove, remove_unfinished, sync, unfinished, write_text
 from runtime.random_state import random_state, set_random_state
-from runtime.ranks import is_main_process, rank
+from runtime.ranks import is_first_of_node, is_main_process, rank
 
 FORMAT = 2
 
@@ -168,7 +167,7 @@ class RunState:
         own = {name: owner.state_dict() for name, owner in self.per_rank.items()}
         torch.save(own, part / f"rank{rank()}.pt")
         dist.barrier()
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if is_first_of_node():
             flush(part)
         dist.barrier()
 

@@ -79,6 +79,8 @@ evaluate: unknown template | evaluate --prompt-template chatml | --prompt-templa
 evaluate: unknown flag | evaluate --sede 1 | --sede: unknown flag; did you mean --seed?
 one rank's tokenizer | breaks distillation.load_tokenizer ValueError | broken on purpose
 one rank's files | breaks distillation.check OSError | broken on purpose
+one rank's view of the run folder | breaks training.resume._check_shared ValueError | broken on purpose
+one rank's record | breaks distillation.record_start OSError | broken on purpose
 one rank's models | breaks training.building.load_student ValueError | broken on purpose
 """
 TABLE = {
