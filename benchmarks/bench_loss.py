@@ -210,7 +210,7 @@ def print_tables(found: list[dict], growth: list[dict]) -> None:
         ]
         for c in growth
     ]
-    print(format_table(["positions, ours, 49152", "seconds", "ms a position", "MB"], rows))
+    print(format_table(["positions, ours, 49152", "seconds", "ms/position", "MB"], rows))
 
 
 def same_case(one: dict, other: dict) -> bool:

@@ -1,13 +1,13 @@
 """How the cost of training grows: with the length of the rows, the vocabulary, the micro-batch, the ranks, the epochs.
 
 Models with random weights of a named size, ToDi with a live teacher, fp32 on CPU, no download. Length, vocabulary and
-micro-batch are measured on the bare step (forward, backward, AdamW), one process a point, so that its peak memory is
-its own; ranks and epochs on whole runs of `code/distillation.py`, one thread a rank, with the numbers of its log.
+micro-batch are measured on the bare step (forward, backward, AdamW), one process per point, so that its peak memory is
+its own; ranks and epochs on whole runs of `code/distillation.py`, one thread per rank, with the numbers of its log.
 
     python benchmarks/bench_scaling.py [--dimensions length vocabulary batch ranks epochs] [--size small] [--steps 4]
     python benchmarks/bench_scaling.py --dimensions ranks --size smollm2
 
-Prints a table a dimension, with ratios to its first row, and writes benchmarks/results/<date>-bench_scaling.json.
+Prints one table per dimension, with ratios to its first row, and writes benchmarks/results/<date>-bench_scaling.json.
 """
 
 import argparse
@@ -92,7 +92,7 @@ def grow(dimension: str, args: argparse.Namespace) -> list[dict]:
 
 
 def write_inputs(folder: Path, size: str, rows: int) -> None:
-    """Student, teacher and Dolly-shaped training data, of which a word is a token."""
+    """Student, teacher, and training data of Dolly's lengths in which each word is one token."""
     tokenizer = make_tokenizer()
     for name, shape in zip(("student", "teacher"), SIZES[size]):
         llama(shape, VOCABULARY, seed=len(name)).save_pretrained(folder / name)
@@ -105,7 +105,7 @@ def write_inputs(folder: Path, size: str, rows: int) -> None:
 
 
 def train(folder: Path, ranks: int, *flags: str) -> list[dict]:
-    """The records of a run's metrics.jsonl, one a step."""
+    """The records of a run's metrics.jsonl, one per step."""
     run = folder / f"run{ranks}"
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"),
@@ -156,7 +156,7 @@ WHOLE_RUNS: dict[str, Callable[[argparse.Namespace], list[dict]]] = {"ranks": co
 
 
 def table(dimension: str, found: list[dict]) -> str:
-    """A row a point; behind each number its ratio to the first row's."""
+    """One row per point; after each number its ratio to the first row's."""
     columns = ("seconds", "tokens_per_s", "peak_mb")
     rows = [
         [
@@ -169,7 +169,7 @@ def table(dimension: str, found: list[dict]) -> str:
         ]
         for point in found
     ]
-    return format_table([dimension, "s a step", "", "tokens/s", "", "peak MB", ""], rows)
+    return format_table([dimension, "s/step", "", "tokens/s", "", "peak MB", ""], rows)
 
 
 def ratio(point: dict, found: list[dict], column: str) -> str:

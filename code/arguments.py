@@ -65,7 +65,7 @@ class TeacherArguments(Group):
         None, "Of the teacher's weights; default: as the student's; auto: as stored."
     )
     teacher_cache: str | None = option(
-        None, "Folder of the teacher's hidden states: made by the first run, read by all that follow."
+        None, "Folder of the teacher's hidden states: written by the first run, read by later ones."
     )
 
     def __post_init__(self):
@@ -104,19 +104,25 @@ class AnyObjectiveArguments(Group):
 def hyper_parameters() -> list[tuple[str, str, Field]]:
     """Name, annotation and field of every `option` in a class of `criterions/*.py`, from the files' text.
 
-    Importing the files would import torch, and --help would take seconds.
+    Importing the files would import torch, and --help would take seconds. Raises SyntaxError, or ValueError naming the
+    file, if an option cannot be read or has a name that another flag of the objective has.
     """
-    found = []
+    found, taken = [], {field.name for field in fields(AnyObjectiveArguments)}
     for path in sorted(Path(__file__).with_name("criterions").glob("*.py")):
         try:
-            found += _options(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path}: the values of an option must be literals ({error})") from error
+            of_file = list(_options(ast.parse(path.read_bytes(), str(path))))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: an option takes literals, by the names in flags.option ({error})") from error
+        for name, *_ in of_file:
+            if name in taken:
+                raise ValueError(f"{path}: {name}: there is such a flag already; choose another name")
+            taken.add(name)
+        found += of_file
     return found
 
 
-def _options(source: str) -> Iterator[tuple[str, str, Field]]:
-    classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
+def _options(module: ast.Module) -> Iterator[tuple[str, str, Field]]:
+    classes = [node for node in module.body if isinstance(node, ast.ClassDef)]
     for statement in (statement for class_ in classes for statement in class_.body):
         match statement:
             case ast.AnnAssign(ast.Name(name), annotation, ast.Call(ast.Name("option"), values, keywords)):
@@ -226,14 +232,14 @@ class TrainArguments(Group):
     eval_gen: bool = option(False, "Also generate for dev; ROUGE-L then ranks checkpoints.")
     resume: str = option(
         "auto",
-        "auto: continue the run in --save-dir where there is one; never: start over, and move what is "
+        "auto: continue the run in --save-dir if there is one; never: start over, and move what is "
         "there to previous/; or the folder of a run to start from.",
     )
     resume_interval: int = option(
         500, "Steps between saves of the resume state; 0: at the ends of epochs only.", at_least=0
     )
     max_bad_steps: int = option(
-        5, "Stop after so many steps in a row whose loss or gradient is not finite.", at_least=1
+        5, "Stop after this many consecutive steps with a non-finite loss or gradient.", at_least=1
     )
     deepspeed_config: str | None = option(None, "DeepSpeed's JSON file (ZeRO stage, dtype); default: ZeRO-0 in fp32.")
     precision: Literal["auto", "bf16", "fp16", "fp32"] | None = option(
@@ -338,7 +344,7 @@ class EvaluateArguments(Group):
     metrics: list[str] | None = option(
         None, "Slow metrics beside those that are always computed: bertscore (needs the package bert_score)."
     )
-    force: bool = option(False, "Answer again what the results have already.")
+    force: bool = option(False, "Answer again even if the results are complete.")
 
     def __post_init__(self):
         super().__post_init__()

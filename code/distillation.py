@@ -72,14 +72,16 @@ def prepare(argv: list[str]) -> Trainer | None:
     # Open the run folder.
     save_dir = Path(config.train.save_dir)
     resume = open_resume(config, settings)
-    start_log(save_dir)
+    with all_ranks():
+        start_log(save_dir)
     for note in resume.notes:
         logger.info(note)
     if resume.finished:
         further = extension(resume.start, save_dir)
         logger.info("this run is finished: nothing to do; %s; --resume never starts it over", further)
         return None
-    record_start(config, criterion, settings, argv, device)
+    with all_ranks():
+        record_start(config, criterion, settings, argv, device)
 
     # Data.
     with all_ranks():

@@ -2,9 +2,9 @@
 
     python code/doctor.py --model-path STUDENT --teacher-model-path TEACHER --data-dir data/dolly --kd-objective todi
 
-Beside what every start checks, it loads the models and probes their heads and the packing of batches as training does.
-It writes nothing but the cache of tokenised rows. WORLD_SIZE and LOCAL_WORLD_SIZE, if set, say how many ranks the run
-will have. Exit code 0: the run can start (read the warnings); 2: it cannot.
+Besides the checks of every start, it loads the models and probes their heads and the packing of batches as training
+does. It writes only the cache of tokenised rows. WORLD_SIZE and LOCAL_WORLD_SIZE, if set, are those of the
+run. Exit code 0: the run can start (read the warnings); 2: it cannot.
 """
 
 from arguments import TrainConfig, parse_train_arguments

@@ -138,7 +138,7 @@ class ResponsePositions:
         return max(1, self.chunk_bytes // (4 * self.head.vocabulary_size))
 
     def chunks(self, count: int, start: int = 0) -> Iterator[slice]:
-        """Slices of `count` positions from `start` on; one empty slice where there is none, so that shapes hold."""
+        """Slices of `count` positions from `start` on; one empty slice if `count` is 0, so that shapes hold."""
         for first in range(start, start + max(1, count), self.chunk_size):
             yield slice(first, min(first + self.chunk_size, start + count))
 
@@ -192,7 +192,7 @@ class _Block(NamedTuple):
 
 
 def _blocks(raw_CV: Tensor, *others: Tensor | float | None) -> Iterator[_Block]:
-    """Views of a chunk; one, empty, of an empty chunk."""
+    """Views of a chunk; an empty chunk has one empty view."""
     size = _block_size(raw_CV)
     for first in range(0, max(1, len(raw_CV)), size):
         block = slice(first, first + size)
@@ -346,7 +346,7 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx, grad_loss: Tensor, _ce, _kd):
         gradients, ctx.gradients = ctx.gradients, None
         assert gradients is not None, "the chunked loss keeps its gradients for one backward only"
-        # In place: the head's gradient is as large as the head, and nobody else holds it.
+        # In place: the head's gradient is as large as the head, and nothing else refers to it.
         scaled = [
             gradient if gradient is None else gradient.mul_(grad_loss / scale).to(dtype)
             for (gradient, scale), dtype in zip(gradients, ctx.dtypes)

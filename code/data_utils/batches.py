@@ -18,7 +18,7 @@ from torch import Tensor
 #   packed: rows of at most --max-length tokens. Positions restart at each example, and Transformers makes the
 #     block-diagonal attention mask of them, whose cost grows with the square of the row: hence the bound.
 #   packed into one row: the same in one row of any length, without padding. For attention that visits one example after
-#     the other and needs no mask: models/attention.py on a CPU, variable-length kernels (flash attention) on a GPU.
+#     the other and needs no mask: models/cpu.py on a CPU, variable-length kernels (flash attention) on a GPU.
 #   padded: one example per row, pads on the right, an attention mask. For models that cannot be packed.
 Layout = Literal["packed", "packed into one row", "padded"]
 

@@ -64,11 +64,9 @@ class EpochPlan:
         longest_first = -np.sort(-self.lengths)
 
         def fits(steps: int) -> bool:
-            longest_per_round = longest_first[
-                :: steps * self.micro_batches_per_step
-            ]  # the fullest possible micro-batch
-            padded = len(longest_per_round) * longest_per_round[0]
-            tokens = padded if self.layout == "padded" else longest_per_round.sum()
+            micro_batches = steps * self.micro_batches_per_step
+            fullest = longest_first[::micro_batches]  # the longest example of each round
+            tokens = len(fullest) * fullest[0] if self.layout == "padded" else fullest.sum()
             return bool(tokens <= self.tokens_per_micro_batch)
 
         return 1 + bisect_left(range(1, count), True, key=fits)

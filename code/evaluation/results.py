@@ -146,7 +146,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _all_evaluations(root: Path) -> list[dict]:
-    """All that is on disk, the latest last."""
+    """All evaluations on disk, the latest last."""
     found = [
         {
             "fingerprint": path.parent.name,

@@ -66,7 +66,7 @@ class EvaluationSet:
 
 @dataclass(frozen=True)
 class Scores:
-    """Of the same answers by several metrics: `each` has one score per answer, `overall` one for all of them."""
+    """Scores of the same answers by several metrics: `each` has one per answer, `overall` one for all answers."""
 
     each: dict[str, list[float]]
     overall: dict[str, float]
@@ -78,7 +78,7 @@ def score(answers: Sequence[Answer], metrics: Mapping[str, Metric]) -> Scores:
 
 
 def warnings(metrics: Mapping[str, Metric], texts: Mapping[str, Sequence[str]]) -> list[str]:
-    """What the metrics cannot judge, at most one line per metric. texts: by what they are."""
+    """Warnings about texts that a metric cannot judge, at most one per metric. texts: by kind, such as "answers"."""
     found = []
     for metric in metrics.values():
         of_metric = (metric.warning(what, of_what) for what, of_what in texts.items())

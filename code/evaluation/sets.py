@@ -46,7 +46,7 @@ def read_sets(args: EvaluateArguments) -> list[DataSet]:
 
 
 def _names(folders: list[Path]) -> list[str]:
-    """The last part of each path; two parts where one says nothing (11_ of data/sinst/11_) or is not unique."""
+    """The last part of each path; two parts if the last is ambiguous (11_ of data/sinst/11_)."""
     last_parts = [folder.name for folder in folders]
     return [
         folder.name

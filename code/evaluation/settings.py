@@ -30,7 +30,7 @@ def evaluation_settings(
     args: EvaluateArguments,
     generation: GenerationArguments,
 ) -> dict:
-    """As JSON has it. Only `weights` differs between checkpoints that are evaluated in the same way."""
+    """A dictionary of JSON values. Only `weights` differs between checkpoints that are evaluated in the same way."""
     content = json.dumps([(row.prompt, row.responses) for row in rows])
     # All rows of a batch draw from one generator, so the batches decide what is drawn.
     draws = {

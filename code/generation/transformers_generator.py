@@ -91,7 +91,7 @@ def pad_left(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device
 
 
 def up_to_eos(ids: list[int], eos_id: int) -> list[int]:
-    """Without the padding that follows EOS; PAD itself says nothing, as it may be the same id."""
+    """Cuts the padding after EOS, which is found by EOS, since PAD may be the same id."""
     return ids[: ids.index(eos_id) + 1] if eos_id in ids else ids
 
 

@@ -1,7 +1,7 @@
 """Models: their folders, loading, heads, packing, probes, sharding, the shared vocabulary.
 
-Also silences two messages of DeepSpeed and PEFT that appear at every start and that nobody can act on. They are matched
-by text, so that other warnings still show.
+Also silences two messages of DeepSpeed and PEFT that appear at every start and that users cannot act on. They are
+matched by text, so that other warnings still show.
 """
 
 import logging

@@ -1,7 +1,7 @@
 """Checks the folder of a model or an adapter by its safetensors headers, without loading weights.
 
 In: a path as passed to a flag. Out: names and shapes of the tensors; or a ValueError that names flag, file and remedy
-if the folder is no model, is incomplete, or holds pickles.
+if the folder is not a model, is incomplete, or holds pickles.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """Resolves a path to a checkpoint: the path itself, or the best checkpoint of a run.
 
-In: a path as passed to a flag. Out: the folder of one model or LoRA adapter, or the path unchanged if it is no folder
-(a hub id, or a mistake that `models/files.py` reports); also the flags of the run that wrote a checkpoint.
+In: a path as passed to a flag. Out: the folder of one model or LoRA adapter, or the path unchanged if it is not a
+folder (a hub id, or a mistake that `models/files.py` reports); also the flags of the run that wrote a checkpoint.
 """
 
 import json

@@ -82,7 +82,7 @@ def precision_of_machine() -> str:
 
 
 def with_accumulation(config: TrainConfig, ranks: Ranks) -> TrainConfig:
-    """Derives --gradient-accumulation-steps from --global-batch-size. Raises ValueError if there is no such number."""
+    """Derives --gradient-accumulation-steps from --global-batch-size. Raises ValueError if none fits."""
     args = config.train
     wanted, at_once = args.global_batch_size, args.batch_size * ranks.world_size
     if wanted is None:
@@ -148,7 +148,7 @@ def _batch(args: TrainArguments, ranks: Ranks) -> str:
 
 
 def _hyper_parameters(args: KDArguments, criterion: Criterion, objective: str) -> list[str]:
-    """Of those that the objective uses: rate and temperature always, others if they are not the default."""
+    """name=value of what the objective uses: rate and temperature always, others if changed from the default."""
     parts = []
     for name in criterion.used_arguments():
         value = getattr(args, name)

@@ -163,7 +163,7 @@ def optimiser_bytes(student: ModelFacts, settings: DeepSpeedSettings) -> int:
 
 
 def teacher_bytes(config: TrainConfig, settings: DeepSpeedSettings, teacher: ModelFacts, ranks: Ranks) -> int:
-    """Of a live teacher per rank: whole, or under ZeRO-3 a share."""
+    """A live teacher's bytes per rank: whole, or under ZeRO-3 a share."""
     whole = teacher.parameters * teacher_dtype(config, settings.dtype).itemsize
     return whole // (ranks.world_size if settings.stage == 3 else 1)
 

@@ -17,7 +17,7 @@ def host_memory(root: Path = Path("/")) -> int:
 
 
 def _limit_files(root: Path) -> Iterator[Path]:
-    """Of the process's group and of every group above it."""
+    """The limit files of the process's group and of every group above it."""
     groups = root / "proc/self/cgroup"
     for line in groups.read_text().splitlines() if groups.is_file() else ():
         _, controllers, path = line.split(":", 2)

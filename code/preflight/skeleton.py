@@ -27,7 +27,6 @@ class ModelFacts:
     trainable: int
     head_rows: int
     head_columns: int
-    head_trains: bool
 
     @property
     def text_config(self) -> PretrainedConfig:
@@ -139,5 +138,4 @@ def _facts(path: str, model: PreTrainedModel | PeftModel) -> ModelFacts:
         trainable=sum(p.numel() for p in parameters if p.requires_grad),
         head_rows=head.shape[0],
         head_columns=head.shape[1],
-        head_trains=head.requires_grad,
     )

@@ -127,7 +127,7 @@ def _check_sections(flag: str, raw: object) -> None:
     for name, value in raw.items():
         close = difflib.get_close_matches(name, SECTIONS, n=1, cutoff=0.75)
         if name not in SECTIONS and close:
-            raise ValueError(f"{flag}: {name!r} is no section of DeepSpeed's; did you mean {close[0]!r}?")
+            raise ValueError(f"{flag}: {name!r} is not a section of a DeepSpeed file; did you mean {close[0]!r}?")
         if name in ("zero_optimization", "bf16", "fp16", "data_types") and not isinstance(value, dict):
             raise ValueError(f"{flag}: {name!r} is {json.dumps(value)}, not an object; see configs/deepspeed/")
     try:

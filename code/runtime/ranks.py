@@ -4,7 +4,7 @@ If one rank stopped alone, the others would wait in their next collective until 
 And one rank may work alone for longer than that (tokenising, for example). So the ranks meet in `all_ranks` through the
 store of the process group, where waiting has no limit, and not in a collective.
 
-Without a process group (a single evaluation, the doctor) there is one rank, and nothing waits.
+Without a process group (in the doctor) there is one rank, and nothing waits.
 """
 
 import itertools

@@ -16,7 +16,7 @@ from runtime.ranks import all_ranks
 
 
 class LoadedTeacher:
-    """split: the model and its head. engine: of a partitioned model, which it must outlive."""
+    """split: the model and its head. engine: holds the parameters of a partitioned model, so it must live as long."""
 
     def __init__(self, config: TrainConfig, dtype: torch.dtype, settings: DeepSpeedSettings, device: torch.device):
         args, sharding = config.model, sharding_settings(settings, dtype)

@@ -30,7 +30,7 @@ class Teacher(Protocol):
     head: LanguageModelHead | ModelLogits
 
     def states(self, batch: Batch) -> TeacherStates:
-        """At every response position of the batch."""
+        """The states at every response position of the batch."""
 
 
 class LiveTeacher:

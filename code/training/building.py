@@ -95,7 +95,7 @@ def build_trainer(
     dev: InstructionDataset | None,
     resume: Resume,
 ) -> Trainer:
-    """The engine, and all that the loop asks for; nothing of the state to resume is restored yet."""
+    """The engine and everything that the loop needs; the state to resume is not restored yet."""
     args, save_dir = config.train, Path(config.train.save_dir)
     plan = epoch_plan(train, args, world_size(), models.layout)
     engine = build_engine(models.distiller, settings, args, total_steps(plan, args))
@@ -128,7 +128,7 @@ def build_trainer(
 
 
 def _load_student(config: TrainConfig, settings: DeepSpeedSettings) -> nn.Module:
-    """The student, whole; under ZeRO-3, this rank's share of it."""
+    """The whole student; under ZeRO-3, this rank's share of it."""
     sharding = sharding_settings(settings, settings.dtype)
     if sharding is None:
         with all_ranks():
@@ -157,7 +157,9 @@ def _log_plan(plan: EpochPlan, steps: int) -> None:
     if plan.tokens_per_micro_batch is not None:
         logger.info("micro-batches of at most %d tokens; --batch-size has no effect", plan.tokens_per_micro_batch)
     per_step = len(plan.lengths) / len(plan), plan.lengths.sum() / len(plan)
-    logger.info("%d steps an epoch, %d steps in all; %.1f examples, %d tokens a step", len(plan), steps, *per_step)
+    logger.info(
+        "%d steps per epoch, %d steps in total; %.1f examples and %d tokens per step", len(plan), steps, *per_step
+    )
 
 
 def _dev_evaluation(

@@ -68,7 +68,7 @@ class BestCheckpoints:
         return self.count == -1 or len(self.kept) < self.count or _comparable(score) > min(self.kept)[0]
 
     def add(self, score: float, folder: Path) -> None:
-        """Call it when `folder` is complete and flushed: drops what is no longer among the best (rank 0 deletes it)."""
+        """Adds a complete, flushed folder. Rank 0 deletes those that are no longer among the best."""
         self.kept.append((_comparable(score), folder))
         while self.count != -1 and len(self.kept) > self.count:
             worst = min(self.kept)

@@ -97,7 +97,7 @@ class DevEvaluation:
 
 
 def checkpoint_score(scores: Mapping[str, float], step: int) -> float:
-    """Of the checkpoint with these dev scores; higher is better. Without dev data the latest counts as the best."""
+    """Ranks a checkpoint by its dev scores; higher is better. Without dev data the latest counts as the best."""
     if "rougel" in scores:
         return scores["rougel"]
     if "loss" in scores:

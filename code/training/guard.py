@@ -23,7 +23,7 @@ from training.state import Position
 
 
 class Diverged(RuntimeError):
-    """--max-bad-steps non-finite steps in a row."""
+    """--max-bad-steps consecutive steps were non-finite."""
 
 
 def poisoned(loss: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def poisoned(loss: Tensor) -> Tensor:
 
 @dataclass
 class StepGuard:
-    """Checks every step after it was taken or skipped; counts the bad ones in a row in `position`."""
+    """Checks every step after it was taken or skipped; counts consecutive bad ones in `position`."""
 
     engine: DeepSpeedEngine
     data: ExampleTable
@@ -41,7 +41,7 @@ class StepGuard:
     max_bad_steps: int
     position: Position
 
-    def inspect(self, planned: Step, losses: Tensor) -> bool:
+    def check(self, planned: Step, losses: Tensor) -> bool:
         """Whether the step after `position` changed the parameters.
 
         losses: of this rank's micro-batches. Raises Diverged.

@@ -134,7 +134,7 @@ class Trainer:
             self.engine.backward(poisoned(sums.loss) * (world_size() / step_tokens.total_tokens), scale_wrt_gas=False)
             self.engine.step()
             self.metrics.add(sums, batch)
-        applied = self.guard.inspect(planned, self.metrics.losses())
+        applied = self.guard.check(planned, self.metrics.losses())
         self.metrics.end_step(applied, self.engine.get_global_grad_norm())
         before = criterion.state_dict()
         extras = criterion.end_step()

@@ -32,7 +32,7 @@ class Metrics:
         self._of_step.append((torch.stack([sums.loss.detach(), sums.ce, sums.kd]).double(), counts))
 
     def losses(self) -> Tensor:
-        """Of the micro-batches of the current step, on this rank."""
+        """The loss of each micro-batch of the current step, on this rank."""
         return torch.stack([sums[0] for sums, _ in self._of_step])
 
     def end_step(self, applied: bool, grad_norm: float | Tensor = 0.0) -> None:

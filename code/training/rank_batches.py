@@ -16,7 +16,7 @@ from training.prefetch import prefetched
 
 @dataclass(frozen=True)
 class RankBatches:
-    """Of train, as the plan of the epoch deals them, and of dev, by length. Close what it returns (`closing`)."""
+    """This rank's batches: train in the order of the plan, dev by length. Close the iterators (`closing`)."""
 
     train: ExampleTable
     dev: ExampleTable | None
@@ -26,12 +26,12 @@ class RankBatches:
     device: torch.device
 
     def of_steps(self, steps: Sequence[Step]) -> Iterator[Batch]:
-        """One per micro-step, over all the steps."""
+        """One batch per micro-step of `steps`."""
         micro_steps = (micro_step for step in steps for micro_step in zip(step.examples, step.tokens))
         return prefetched(lambda ranks: self._batch(self.train, ranks[0][rank()], ranks[1]), micro_steps, self.device)
 
     def of_dev(self, rows: int, tokens_per_batch: int) -> Iterator[Batch]:
-        """Of the first rows; equally many on every rank, as whatever is sharded under ZeRO-3 needs."""
+        """Batches of the first `rows`; equally many on every rank, which ZeRO-3 requires."""
         of_all_ranks = batches_by_length(self.dev.lengths[:rows], tokens_per_batch, world_size())
         mine = (indices[rank() :: world_size()] for indices in of_all_ranks)
         return prefetched(lambda indices: self._batch(self.dev, indices, (0,)), mine, self.device)

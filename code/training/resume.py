@@ -18,8 +18,8 @@ from training.resume_settings import check_settings
 from training.state import Position, Resume, file_sizes, read_state, remove_leftovers
 
 LOCK = ".lock"
-# What a run writes into its folder, and so what starting over moves aside: the state first, since half a run that has
-# it could be resumed.
+# What a run writes into its folder, in the order in which starting over moves it aside. The state goes first: without
+# it, what a crash in between leaves cannot be resumed.
 OUTPUTS = tuple("resume epoch*_step* eval bad_steps metrics.jsonl dev_metrics.jsonl train.log args.json".split())
 
 
@@ -37,8 +37,8 @@ def open_resume(config: TrainConfig, deepspeed_settings: DeepSpeedSettings) -> R
     if locked is not None:
         resume.lock, note = locked
         resume.notes += [note] if note else []
-    if resume.start_folder is not None and not resume.start_folder.is_dir():
-        raise ValueError(f"--save-dir {save_dir}: seen by the first process only; all nodes must share it")
+    with all_ranks():
+        _check_shared(resume)
     return resume
 
 
@@ -149,6 +149,11 @@ def _check_files(folder: Path, files: dict[str, int], args: TrainArguments) -> N
             f"--save-dir {args.save_dir}: the resume state {folder} is damaged ({damaged[0]} is missing or cut short); "
             "start over with --resume never (what is there moves to previous/)"
         )
+
+
+def _check_shared(resume: Resume) -> None:
+    if resume.start_folder is not None and not resume.start_folder.is_dir():
+        raise ValueError(f"--save-dir {resume.save_dir}: seen by the first process only; all nodes must share it")
 
 
 def _hash(path: Path) -> str | None:

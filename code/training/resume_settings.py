@@ -18,6 +18,8 @@ MAY_CHANGE = frozenset(
     "model_type ckpt_name teacher_ckpt_name".split()
 )
 LENGTH_FLAGS = ("num_epochs", "total_iters")
+# Flags that states of earlier versions lack, and the value with which those runs trained.
+ADDED_FLAGS = {"prompt_template": "alpaca"}
 
 
 def check_layout(resume: Resume, layout: Layout, args: TrainArguments) -> None:
@@ -39,7 +41,8 @@ def check_layout(resume: Resume, layout: Layout, args: TrainArguments) -> None:
 def check_settings(start: dict, new: dict, args: TrainArguments, source: Path) -> list[str]:
     """The changes that do no harm, for the log. Raises ValueError that names the flags of those that would."""
     old, position = start["settings"], start["position"]
-    pairs = {name: (value, new["flags"][name]) for name, value in old["flags"].items() if name in new["flags"]}
+    old_flags = ADDED_FLAGS | old["flags"]
+    pairs = {name: (value, new["flags"][name]) for name, value in old_flags.items() if name in new["flags"]}
     changed = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
     allowed = set(MAY_CHANGE)
     depends = args.lr_decay_style not in ("constant", "noam") or args.warmup_ratio or start["criterion_counts_steps"]

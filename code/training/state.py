@@ -11,7 +11,6 @@ the next start. A run that is finished keeps state.json alone.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch import distributed as dist
 
 from runtime.atomic import as_write_error, flush, put_in_place, remove, remove_unfinished, sync, unfinished, write_text
 from runtime.random_state import random_state, set_random_state
-from runtime.ranks import is_main_process, rank
+from runtime.ranks import is_first_of_node, is_main_process, rank
 
 FORMAT = 2
 
@@ -42,7 +41,7 @@ class Position:
     """Where a run is. `step` and `step_in_epoch` count optimiser steps taken.
 
     epoch_ends: the epoch's steps are taken; its evaluation and checkpoint may be missing.
-    bad_steps: non-finite steps in a row, up to here.
+    bad_steps: consecutive non-finite steps so far.
     """
 
     epoch: int = 1
@@ -168,7 +167,7 @@ class RunState:
         own = {name: owner.state_dict() for name, owner in self.per_rank.items()}
         torch.save(own, part / f"rank{rank()}.pt")
         dist.barrier()
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if is_first_of_node():
             flush(part)
         dist.barrier()
 
@@ -194,7 +193,7 @@ class RunState:
 
 
 def read_state(save_dir: Path) -> dict | None:
-    """What state.json holds; None where there is none. Raises ValueError."""
+    """The content of state.json, or None if there is no such file. Raises ValueError."""
     path = save_dir / "resume" / "state.json"
     if not path.is_file():
         return None
@@ -222,6 +221,6 @@ def remove_leftovers(folder: Path, keep: str | None) -> None:
 
 
 def file_sizes(folder: Path) -> dict[str, int]:
-    """By the path inside `folder`, in bytes."""
+    """The size in bytes of every file, by its path inside `folder`."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {str(path.relative_to(folder)): path.stat().st_size for path in files}

@@ -63,7 +63,7 @@ def main() -> int:
         elif (suggestion := meant(name, known)) is not None:
             refused += 1
             print(
-                f"{name}={value}: no variable of the scripts; did you mean {suggestion}? (if it is for another "
+                f"{name}={value}: not a variable of the scripts; did you mean {suggestion}? (if it is for another "
                 f"program: env -u {name} bash ...)",
                 file=sys.stderr,
             )

@@ -35,7 +35,7 @@ def zero_config(folder: Path, stage: int, **settings) -> Path:
 
 
 def arguments(tiny: Path, rows: Path, save_dir: Path, config: Path, objective: str, student: str) -> list[str]:
-    """12 steps in 2 epochs at 2 x 2 examples a step (6 on two ranks); the state is saved every second step."""
+    """12 steps in 2 epochs at 2 x 2 examples per step (6 on two ranks); the state is saved every second step."""
     return [
         *("--model-path", str(tiny / "student"), "--teacher-model-path", str(tiny / "teacher")),
         *("--data-dir", str(rows), "--save-dir", str(save_dir), "--deepspeed_config", str(config)),

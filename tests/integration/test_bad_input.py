@@ -79,6 +79,8 @@ evaluate: unknown template | evaluate --prompt-template chatml | --prompt-templa
 evaluate: unknown flag | evaluate --sede 1 | --sede: unknown flag; did you mean --seed?
 one rank's tokenizer | breaks distillation.load_tokenizer ValueError | broken on purpose
 one rank's files | breaks distillation.check OSError | broken on purpose
+one rank's view of the run folder | breaks training.resume._check_shared ValueError | broken on purpose
+one rank's record | breaks distillation.record_start OSError | broken on purpose
 one rank's models | breaks training.building.load_student ValueError | broken on purpose
 """
 TABLE = {
@@ -210,7 +212,8 @@ def job(world: Path, name: str) -> dict:
 def other_jobs(world: Path) -> list[dict]:
     """A bug on rank 0, and a run that goes well, its teacher with more ids than the student."""
     bug = job(world, "one rank's files")
-    bug |= {"name": BUG, "breaks": {"rank": 0, "function": "preflight.checks.Preflight.describe_models", "error": "RuntimeError"}}
+    breaks = {"rank": 0, "function": "preflight.checks.Preflight.describe_models", "error": "RuntimeError"}
+    bug |= {"name": BUG, "breaks": breaks}
     good = job(world, "no teacher")["argv"] + ["--teacher-model-path", str(world / "wide_teacher")]
     good += ["--data-dir", str(world / "long"), "--save-dir", str(world / "cache/run")]
     return [bug, {"name": LONG, "argv": good}]

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,20 @@ def test_the_contracts_cover_every_module():
     assert set(settings["root_packages"]) == TOP_LEVEL
     (layers,) = [contract["layers"] for contract in settings["contracts"] if contract["type"] == "layers"]
     assert {name.strip() for layer in layers for name in re.split(r"[|:]", layer)} == TOP_LEVEL
+
+
+def test_no_module_imports_itself_through_others():
+    modules = {".".join(p.relative_to(CODE).with_suffix("").parts).removesuffix(".__init__"): p for p in MODULES}
+    imports: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        imports[name] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imports[name] |= {alias.name for alias in node.names} & modules.keys()
+            elif isinstance(node, ast.ImportFrom):
+                parts = {f"{node.module}.{alias.name}" for alias in node.names} & modules.keys()
+                imports[name] |= parts or {node.module} & modules.keys()
+    list(TopologicalSorter(imports).static_order())  # raises CycleError
 
 
 def test_only_the_criterions_know_the_names_of_objectives():

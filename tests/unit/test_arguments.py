@@ -474,6 +474,24 @@ def test_hyper_parameters_are_those_of_the_objectives():
 
 
 @pytest.mark.parametrize(
+    ("line", "error", "said"),
+    [
+        ("power: float = option(0.5,, 'text')", SyntaxError, r"mine\.py, line 2"),
+        ("power: float = option(1 / 3, 'text')", ValueError, r"mine\.py: an option takes literals"),
+        ("power: float = option(0.5, atleast=0)", ValueError, r"mine\.py: an option takes literals.*'atleast'"),
+        ("power: float = option(0.5)\n    power: float = option(0.5)", ValueError, r"mine\.py: power: .*another name"),
+        ("kd_rate: float = option(0.5)", ValueError, r"mine\.py: kd_rate: there is such a flag already"),
+    ],
+)
+def test_an_option_that_cannot_become_a_flag_is_refused_with_its_file(monkeypatch, tmp_path, line, error, said):
+    (tmp_path / "criterions").mkdir()
+    (tmp_path / "criterions/mine.py").write_text(f"class Mine(Criterion):\n    {line}\n")
+    monkeypatch.setattr("arguments.__file__", str(tmp_path / "arguments.py"))
+    with pytest.raises(error, match=said):
+        hyper_parameters()
+
+
+@pytest.mark.parametrize(
     ("criterion", "kd_objective", "objective"),
     [
         (None, None, "cross_entropy"),

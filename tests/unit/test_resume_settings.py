@@ -19,7 +19,7 @@ from arguments import TrainConfig, parse_train_arguments
 from runtime import locks
 from training import state as state_module
 from training.resume import cut_log, lock_folder, move_aside
-from training.resume_settings import LENGTH_FLAGS, MAY_CHANGE, check_layout, check_settings
+from training.resume_settings import ADDED_FLAGS, LENGTH_FLAGS, MAY_CHANGE, check_layout, check_settings
 from training.state import Position, Resume, RunState, read_state
 
 BASE = ("--model-path", "m", "--data-dir", "d", "--save-dir", "outputs/x")
@@ -64,6 +64,14 @@ def test_what_would_change_the_run_is_refused_by_name(case, tmp_path):
         continued(settings(), settings(*argv, **other), tmp_path)
     assert message in str(refusal.value)
     assert "--resume never" in str(refusal.value) and "another --save-dir" in str(refusal.value)
+
+
+def test_a_state_from_before_a_flag_has_its_value(tmp_path):
+    config, before = settings()
+    before["flags"] = {name: value for name, value in before["flags"].items() if name != "prompt_template"}
+    assert continued((config, before), settings(), tmp_path) == []
+    with pytest.raises(ValueError, match=r"--prompt-template none \(it has alpaca\)"):
+        continued((config, before), settings("--prompt-template", "none"), tmp_path)
 
 
 def test_what_is_written_and_how_it_is_computed_may_change(tmp_path):
@@ -158,7 +166,7 @@ def test_a_folder_that_cannot_be_locked_is_noted(tmp_path, monkeypatch):
 
 
 def test_the_lists_name_flags_that_exist():
-    assert parse_train_arguments(BASE).flags.keys() >= MAY_CHANGE | set(LENGTH_FLAGS)
+    assert parse_train_arguments(BASE).flags.keys() >= MAY_CHANGE | {*LENGTH_FLAGS, *ADDED_FLAGS}
 
 
 def test_a_log_loses_the_steps_that_are_taken_again_and_a_torn_line(tmp_path):

@@ -248,8 +248,8 @@ def test_the_doctor_gets_the_flags_of_the_run():
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"EPOCHS": 1}, "EPOCHS=1: no variable of the scripts; did you mean EPOCH?"),
-        ({"KD_TEMPERATURE": 3}, "KD_TEMPERATURE=3: no variable of the scripts; did you mean KD_TEMP?"),
+        ({"EPOCHS": 1}, "EPOCHS=1: not a variable of the scripts; did you mean EPOCH?"),
+        ({"KD_TEMPERATURE": 3}, "KD_TEMPERATURE=3: not a variable of the scripts; did you mean KD_TEMP?"),
         ({"GRADIENT_CHECKPOINTING": "yes"}, "GRADIENT_CHECKPOINTING=yes: pass 1 or 0"),
         ({"GPUS": "0,1"}, "GPUS=0,1: pass a whole number"),
         ({"DEVICE": "tpu"}, "DEVICE=tpu: pass cuda or cpu"),

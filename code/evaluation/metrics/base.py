@@ -51,7 +51,7 @@ class Metric:
         return sum(scores) / len(scores)
 
     def warning(self, what: str, texts: Sequence[str]) -> str | None:
-        """What to tell the user if the metric cannot judge such texts. what: what they are, such as "answers"."""
+        """The warning if the metric cannot judge the texts. what: their kind, such as "answers"."""
         return None
 
 

@@ -28,7 +28,7 @@ class RougeL(Metric):
         return rouge_l(texts, references, self.args.rouge_tokenizer)
 
     def warning(self, what: str, texts: Sequence[str]) -> str | None:
-        """If the tokenizer drops more than half of the letters and digits."""
+        """A warning if the tokenizer drops more than half of the letters and digits."""
         if self.args.rouge_tokenizer != "ascii":
             return None
         letters = [char for text in texts for char in text if char.isalnum()]
