@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # ROUGE-L of a tiny model on data/sample/valid.jsonl.
 #
-#   bash scripts/tiny/evaluate.sh RUN_OR_CKPT
+#   bash scripts/tiny/evaluate.sh RUN_OR_CKPT [FLAGS...]
 set -euo pipefail
 
 export DATA_DIRS=${DATA_DIRS:-data/sample}
@@ -12,4 +12,4 @@ export MAX_LENGTH=${MAX_LENGTH:-192}
 export MAX_PROMPT_LENGTH=${MAX_PROMPT_LENGTH:-128}
 export GPUS=${GPUS:-0}
 
-exec bash "$(dirname "${BASH_SOURCE[0]}")/../eval/run_eval.sh" "${1:?pass the run or the checkpoint}" 64
+exec bash "$(dirname "${BASH_SOURCE[0]}")/../eval/run_eval.sh" "${1:?pass the run or the checkpoint}" 64 "${@:2}"
