@@ -46,13 +46,13 @@ def report_on(config: TrainConfig) -> Report:
     preflight = check(config)
     preflight.describe_models()
     with preflight.report.collect_errors():
-        preflight.estimate(*load_data(preflight.config))
+        preflight.estimate(*read_data(preflight.config))
     with preflight.report.collect_errors():
         probe(preflight)
     return preflight.report
 
 
-def load_data(config: TrainConfig) -> tuple[InstructionDataset, InstructionDataset | None]:
+def read_data(config: TrainConfig) -> tuple[InstructionDataset, InstructionDataset | None]:
     """train and dev, tokenised into the cache that training reads too."""
     model = config.model
     tokenizer = load_tokenizer(model.model_path, model.trust_remote_code, model.model_revision)

@@ -195,7 +195,7 @@ def parse(argv: Sequence[str], groups: Sequence[type], program: str) -> list:
     """
     flags = {group: _flags(group) for group in groups}
     by_name = {flag.field.name: flag for group in flags.values() for flag in group}
-    spellings = {spelling: known for flag in by_name.values() for spelling, known in flag.spellings.items()}
+    spellings = _spellings([flag for group in flags.values() for flag in group])
     words, ignored = _without_ignored(argv, spellings)
     given, unknown = _Parser(program, flags).parse_known_args([_respelled(word, spellings) for word in words])
     if unknown:
@@ -231,6 +231,16 @@ def _flags(group: type) -> list[Flag]:
 
 def _underscored(option_string: str) -> str:
     return option_string.removeprefix("--").replace("-", "_")
+
+
+def _spellings(flags: Sequence[Flag]) -> dict[str, str]:
+    """Every way to write a flag -> the way that argparse knows. Raises ValueError if two flags share one."""
+    spellings: dict[str, str] = {}
+    for flag in flags:
+        if taken := flag.spellings.keys() & spellings.keys():
+            raise ValueError(f"{flag.option}: {min(taken)} is a flag already; give the option another name or alias")
+        spellings |= flag.spellings
+    return spellings
 
 
 def _respelled(word: str, spellings: dict[str, str]) -> str:

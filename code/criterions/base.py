@@ -23,6 +23,7 @@ WITHOUT_DIRECTION = ("kl", "kld", "kldiv", "kl_div", "kl_divergence")  # names o
 NO_HYPER_PARAMETERS = ("criterion", "kd_objective", "loss_chunk_mb", "compile_loss")
 
 _REGISTRY: dict[str, type["Criterion"]] = {}
+_ARGUMENTS = {field.name for field in fields(KDArguments)}
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,7 @@ class Criterion:
         Changed ones are part of the run folder's name; a flag that no part of the objective declares is reported as
         having no effect.
         """
-        bodies = [vars(base) for base in reversed(type(self).__mro__)]
-        return tuple(name for body in bodies for name, value in body.items() if isinstance(value, Field))
+        return _options(type(self))
 
     def token_loss(
         self, student_logits_NV: Tensor, teacher_logits_NV: Tensor, labels_N: Tensor | None = None
@@ -108,10 +108,19 @@ class Criterion:
         pass
 
 
+def _options(criterion: type[Criterion]) -> tuple[str, ...]:
+    """Names of the options in the class body, those of the base class first."""
+    bodies = [vars(base) for base in reversed(criterion.__mro__)]
+    return tuple(name for body in bodies for name, value in body.items() if isinstance(value, Field))
+
+
 def register(*names: str) -> Callable[[type[Criterion]], type[Criterion]]:
     """Class decorator: makes an objective known as `names`; the first is its own, the others are aliases."""
 
     def add(criterion: type[Criterion]) -> type[Criterion]:
+        for name in _options(criterion):
+            if name not in _ARGUMENTS:
+                raise ValueError(f"{criterion.__name__}.{name}: write it as `{name}: float = option(...)`")
         for name in names:
             if name in _REGISTRY:
                 raise ValueError(f"objective {name!r} is already registered by {_REGISTRY[name].__name__}")

@@ -6,6 +6,7 @@ library maps into memory.
 """
 
 import hashlib
+import inspect
 import json
 import os
 import platform
@@ -249,11 +250,8 @@ def _cache_folder(path: Path, tokenizer: PreTrainedTokenizerBase, args: DataArgu
     tokenizer("")  # resets truncation and padding that the tokenizer was saved with: they are part of `to_str`
     vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
     special = (tokenizer.bos_token_id, tokenizer.eos_token_id)
-    parts = [vocabulary, special, args.max_length, args.max_prompt_length, limit, TOKENISATION]
-    if args.prompt_template != "alpaca":  # the only template when the first caches were made
-        template = prompt_template(args.prompt_template)
-        parts += [template.render("instruction", text) for text in ("", "input")] + [template.ending]
-    for part in parts:
+    template = inspect.getsource(type(prompt_template(args.prompt_template)))
+    for part in (vocabulary, special, args.max_length, args.max_prompt_length, limit, template, TOKENISATION):
         key.update(repr(part).encode())
     root = Path(args.processed_data_dir or Path(datasets.config.HF_DATASETS_CACHE) / "instruction_data")
     root.mkdir(parents=True, exist_ok=True)

@@ -117,8 +117,10 @@ def check(config: TrainConfig) -> Preflight:
     report, criterion, settings, ranks = Report(), None, None, Ranks.from_environment()
     with report.collect_errors():
         criterion = build_criterion(config.kd.objective, config.kd)
+    resolved = False
     with report.collect_errors():
         config = with_checkpoints(config, criterion is None or criterion.needs_teacher)
+        resolved = True
     with report.collect_errors():
         config = with_precision(config)
     with report.collect_errors():
@@ -129,9 +131,10 @@ def check(config: TrainConfig) -> Preflight:
         if config.kd.compile_loss:
             check_compiler(get_accelerator().device_name())
     with report.collect_errors():
-        _check_student(config)
+        if resolved:  # otherwise a path still means several runs
+            _check_student(config)
     with report.collect_errors():
-        if criterion is not None and criterion.needs_teacher:
+        if resolved and criterion is not None and criterion.needs_teacher:
             _check_teacher(config)
     with report.collect_errors():
         prompt_template(config.data.prompt_template)

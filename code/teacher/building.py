@@ -38,7 +38,8 @@ def build_teacher(
     filler = CacheFiller(cache, datasets, config.data, pad_id, device)
     if not filler.is_complete():
         filler.fill(load, _teacher_config(config), dtype)
-    return CachedTeacher(cache, device)
+    with all_ranks():
+        return CachedTeacher(cache, device)
 
 
 def teacher_dtype(config: TrainConfig, student_dtype: torch.dtype) -> torch.dtype:

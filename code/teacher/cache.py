@@ -35,7 +35,7 @@ from runtime.deepspeed_settings import dtype_name
 from runtime.locks import Held, lock
 
 FORMAT = 1
-MANIFEST, HEAD, LOCK = "manifest.json", "head.safetensors", ".lock"
+MANIFEST, HEAD, LOCK = "manifest.json", "head.safetensors", ".filling.lock"
 SHARD_BYTES, SHARD_SECONDS = 2**28, 60.0  # a shard is written when it reaches this size or age
 HUB_FILES = ["config.json", MODEL, INDEX, "model-*.safetensors"]
 

@@ -27,8 +27,8 @@ class RankBatches:
 
     def of_steps(self, steps: Sequence[Step]) -> Iterator[Batch]:
         """One batch per micro-step of `steps`."""
-        micro_steps = (micro_step for step in steps for micro_step in zip(step.examples, step.tokens))
-        return prefetched(lambda ranks: self._batch(self.train, ranks[0][rank()], ranks[1]), micro_steps, self.device)
+        parts = ((examples[rank()], tokens) for step in steps for examples, tokens in zip(step.examples, step.tokens))
+        return prefetched(lambda part: self._batch(self.train, *part), parts, self.device)
 
     def of_dev(self, rows: int, tokens_per_batch: int) -> Iterator[Batch]:
         """Batches of the first `rows`; equally many on every rank, which ZeRO-3 requires."""

@@ -11,10 +11,11 @@
 
 DATA_DIR=${DATA_DIR:-data/dolly} # train.jsonl, dev.jsonl and valid.jsonl
 # examples per step on all GPUs, however many there are; GRAD_ACC=N instead fixes the micro-batches per step
-if [[ -z ${GRAD_ACC:-}${TOKENS_PER_MICRO_BATCH:-} ]]; then GLOBAL_BATCH=${GLOBAL_BATCH-32}; fi
+if [[ -z ${GRAD_ACC:-}${TOKENS_PER_MICRO_BATCH:-} ]]; then GLOBAL_BATCH=${GLOBAL_BATCH-${global_batch-32}}; fi
 EVAL_GEN=${EVAL_GEN:-1}     # dev answers after each epoch: their ROUGE-L ranks the checkpoints
 DO_SAMPLE=${DO_SAMPLE:-1}   # 0: greedy
-PRECISION=${PRECISION-auto} # what the GPUs have; or bf16, fp16, fp32. DS_CONFIG names another DeepSpeed file
+# auto: what the GPUs have; or bf16, fp16, fp32. DS_CONFIG names a DeepSpeed file instead
+if [[ -z ${DS_CONFIG:-} ]]; then PRECISION=${PRECISION:-auto}; fi
 
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

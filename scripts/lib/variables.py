@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 # Names in other tools that are spelt too differently from ours to be found by their letters.
@@ -52,14 +53,27 @@ def known_variables() -> set[str]:
     return {*LISTED.findall((lib / "flags.txt").read_text(encoding="utf-8")), *USED.findall(code)}
 
 
+def flags() -> dict[str, str]:
+    """Every flag of training and evaluation, by its name in capitals."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "code"))
+    from arguments import EvaluateConfig, TrainConfig
+
+    groups = [*TrainConfig.__annotations__.values(), *EvaluateConfig.__annotations__.values()]
+    names = [field.name for group in groups if is_dataclass(group) for field in fields(group)]
+    return {name.upper(): f"--{name.replace('_', '-')}" for name in names}
+
+
 def main() -> int:
-    known = known_variables()
+    known, flag_names = known_variables(), flags()
     refused = 0
     for name, value in os.environ.items():
         if name in known:
             continue
         if name in PERHAPS:
             print(f"note: {name}={value} is not read by this script; its variable is {PERHAPS[name]}", file=sys.stderr)
+        elif name in flag_names and name not in MEANT:
+            flag = flag_names[name]
+            print(f"note: {name}={value} is not read by this script; append {flag} to the command", file=sys.stderr)
         elif (suggestion := meant(name, known)) is not None:
             refused += 1
             print(

@@ -14,14 +14,13 @@ TEACHER_MODEL_PATH=${TEACHER_MODEL_PATH:-outputs/tiny/teacher/sft}
 DATA_DIR=${DATA_DIR:-data/sample}
 MAX_LENGTH=${MAX_LENGTH:-192}
 MAX_PROMPT_LENGTH=${MAX_PROMPT_LENGTH:-128}
-GLOBAL_BATCH=${GLOBAL_BATCH:-} # empty: a step is BATCH_SIZE examples per process
+global_batch= # a step is BATCH_SIZE examples per process
 EVAL_BATCH_SIZE=${EVAL_BATCH_SIZE:-64}
 WARMUP_RATIO=${WARMUP_RATIO:-0.05}
 EVAL_GEN=${EVAL_GEN:-0}
 DO_SAMPLE=${DO_SAMPLE:-0}
 # one process on the CPU, in fp32
 GPUS=${GPUS:-0}
-PRECISION=${PRECISION:-}
 DS_CONFIG=${DS_CONFIG-configs/deepspeed/ds_config_zero0.json}
 
 # shellcheck source=scripts/lib/recipe.sh

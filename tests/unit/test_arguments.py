@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import flags
 import foreign_flags
 from arguments import (
     CheckpointArguments,
@@ -561,3 +562,11 @@ def test_positional_arguments(capsys):
 def test_groups_are_frozen(group):
     with pytest.raises(dataclasses.FrozenInstanceError):
         group.lr = 1.0
+
+
+@pytest.mark.parametrize(("name", "aliases"), [("lr", ()), ("rate", ("--epochs",))])
+def test_an_option_with_the_name_of_another_flag_is_refused(name, aliases):
+    fields = [(name, float, flags.option(1.0, "Own.", aliases=aliases))]
+    group = dataclasses.make_dataclass("Own", fields, bases=(flags.Group,))
+    with pytest.raises(ValueError, match="is a flag already; give the option another name or alias"):
+        flags.parse([], [group, TrainArguments], "program")

@@ -354,7 +354,7 @@ def test_the_teacher_is_whole_sharded_or_only_its_head(tiny, flags, stage, taken
 
 def test_the_size_of_the_teacher_cache_is_told(tiny, rows, tmp_path, teacher, monkeypatch):
     found = described(tiny, rows, "--teacher-cache", str(tmp_path / "cache"), teacher=teacher)
-    train, dev = doctor.load_data(found.config)
+    train, dev = doctor.read_data(found.config)
     monkeypatch.setattr(estimates, "host_memory", lambda: 4 * found.teacher.parameters - 1)
     found.estimate(train, dev)
     tokens = int(train.responses.sum() + dev.responses.sum())
@@ -374,7 +374,7 @@ def test_unusual_architectures_are_described(tiny, rows, tmp_path, config):
     shutil.copytree(tiny / "student", tmp_path / "model")
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
     found = described(tmp_path, rows, student="model")
-    found.estimate(*doctor.load_data(found.config))
+    found.estimate(*doctor.read_data(found.config))
     assert not found.report.errors
 
 
@@ -390,7 +390,7 @@ def test_more_than_the_machine_has_is_refused(tiny, rows, monkeypatch):
         monkeypatch.setattr(estimates, "host_memory", lambda total=total: 2 * total)
         found = described(tiny, rows)
         found.ranks = Ranks(2, 2)
-        found.estimate(*doctor.load_data(found.config))
+        found.estimate(*doctor.read_data(found.config))
         assert bool(found.report.errors) == refused
     (error,) = found.report.errors
     assert error.startswith(f"memory: a rank needs {size(needed)} (weights ") and "; use --peft lora" in error
@@ -400,7 +400,7 @@ def test_more_than_the_machine_has_is_refused(tiny, rows, monkeypatch):
 def test_more_than_the_gpu_or_its_host_has_is_refused(tiny, rows, monkeypatch, device, host, place):
     found = described(tiny, rows)
     found.settings = DeepSpeedSettings.of({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}})
-    data = doctor.load_data(found.config)
+    data = doctor.read_data(found.config)
     monkeypatch.setattr(get_accelerator(), "device_name", lambda: "cuda")
     monkeypatch.setattr(get_accelerator(), "total_memory", lambda: device)
     monkeypatch.setattr(estimates, "host_memory", lambda: host)

@@ -77,7 +77,9 @@ def copied_repository(tmp_path):
     """The scripts in a folder with a space in its name; the entry point there prints what it was given."""
     root = tmp_path / "a copy"
     shutil.copytree(ROOT / "scripts", root / "scripts")
-    (root / "code").mkdir()
+    (root / "code/criterions").mkdir(parents=True)
+    for module in ("arguments.py", "flags.py", "foreign_flags.py"):
+        shutil.copy(ROOT / "code" / module, root / "code")
     (root / "code/distillation.py").write_text(
         "import json, os, sys\n"
         "line = json.dumps([os.environ.get('RANK'), os.environ.get('WORLD_SIZE'), sys.argv[1:]])\n"
@@ -161,7 +163,7 @@ def test_the_documented_family(copied_repository):
     (scripts / "family.sh").write_text(re.sub(r"(?m)^TEACHER_MODEL_PATH.*", lambda _: lora, family))
     kd = train_config(scripts / "kd_qwen2.5_0.5b.sh")
     assert (kd.model.peft, kd.model.peft_lora_r, kd.teacher.teacher_model_path) == ("lora", 64, "Qwen/Qwen2.5-7B")
-    assert kd.teacher.teacher_peft_path == "outputs/qwen2.5/qwen2.5-7b/sft"
+    assert kd.teacher.teacher_peft_path == "outputs/qwen2.5-lora/qwen2.5-7b/sft"
 
 
 # ---- variables -------------------------------------------------------------------------------------------------------
@@ -170,7 +172,8 @@ VALUES = """
     CKPT_TYPE=family CKPT_NAME=name CKPT_PATH=org/model LORA_RANK=16 LORA_ALPHA=5 LORA_DROPOUT=0.25
     PEFT_PATH=adapter GRADIENT_CHECKPOINTING=1 TEACHER_MODEL_NAME=teacher TEACHER_MODEL_PATH=org/teacher
     TEACHER_PEFT_PATH=org/adapter TEACHER_CACHE=outputs/cache KD_OBJ=adakd KD_RATE=0.9 KD_TEMP=3 ADAKD_BASE=fkl
-    DATA_DIR=my/data TRAIN_NUM=100 DEV_NUM=50 MAX_LENGTH=1024 MAX_PROMPT_LENGTH=64 BATCH_SIZE=1 EVAL_BATCH_SIZE=3
+    DATA_DIR=my/data TRAIN_NUM=100 DEV_NUM=50 PROMPT_TEMPLATE=none MAX_LENGTH=1024 MAX_PROMPT_LENGTH=64
+    BATCH_SIZE=1 EVAL_BATCH_SIZE=3
     TOKENS_PER_MICRO_BATCH=4096 GLOBAL_BATCH= GRAD_ACC=7 SAVE_DIR=/tmp/lr=1 EPOCH=3 TOTAL_ITERS=60 LR=0.002 LR_MIN=0
     LR_DECAY_STYLE=noam WARMUP_RATIO=0.1 WEIGHT_DECAY=0.2 CLIP_GRAD=0 SEED=20 LOG_INTERVAL=1 SAVE_INTERVAL=2
     EVAL_INTERVAL=4 KEEP_BEST=-1 EVAL_GEN=1 PRECISION=fp16 DS_CONFIG=my.json DO_SAMPLE=1 TOP_P=0.9 TOP_K=50

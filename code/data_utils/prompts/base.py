@@ -24,6 +24,12 @@ def register(name: str) -> Callable[[type[PromptTemplate]], type[PromptTemplate]
     def add(template: type[PromptTemplate]) -> type[PromptTemplate]:
         if name in _REGISTRY:
             raise ValueError(f"prompt template {name!r} is already registered by {_REGISTRY[name].__name__}")
+        for input_text in ("", "input"):
+            prompt = template().render("instruction", input_text)
+            if not prompt.endswith(template.ending):
+                raise ValueError(
+                    f"prompt template {name!r}: {prompt!r} does not end with its ending {template.ending!r}"
+                )
         _REGISTRY[name] = template
         return template
 
