@@ -48,10 +48,10 @@ def test_the_documented_objective_and_template_train(tiny, rows, tmp_path):
 
 
 def test_the_documented_metric_scores(tiny, rows, tmp_path):
-    code = copy_with_examples(tmp_path, ended="evaluation/metrics/ended.py")
+    code = copy_with_examples(tmp_path, no_letter_first="evaluation/metrics/letter.py")
     command = [sys.executable, str(code / "evaluate.py"), "--model-path", str(tiny / "student")]
     done = run([*command, "--data-dir", str(rows), "--save-dir", str(tmp_path), "--max-new-tokens", "2"])
     assert done.returncode == 0, done.stderr[-3000:]
     (answers,), (metrics,) = tmp_path.rglob("answers.jsonl"), tmp_path.rglob("metrics.json")
-    ended = [json.loads(line)["ended"] for line in answers.read_text().splitlines()]
-    assert set(ended) <= {0, 100} and json.loads(metrics.read_text())["ended"] == sum(ended) / len(ended)
+    found = [json.loads(line)["no_letter_first"] for line in answers.read_text().splitlines()]
+    assert set(found) <= {0, 100} and json.loads(metrics.read_text())["no_letter_first"] == sum(found) / len(found)

@@ -1,14 +1,18 @@
 """Metrics, scoring, result files, and `code/evaluate.py` from the command line."""
 
 import atexit
+import hashlib
+import importlib.machinery
 import json
 import multiprocessing
 import os
 import runpy
 import shutil
 import sys
+import types
 
 import pytest
+import sacrebleu
 import torch
 import transformers
 from hypothesis import given
@@ -19,7 +23,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from arguments import GenerationArguments
 from data_utils.dataset import Row
 from data_utils.prompts import prompt_template
-from evaluation.metrics import Answer, Metric, build_metrics, register
+from evaluation.metrics import Answer, Metric, build_metrics, metric_names, register
+from evaluation.metrics.base import SEED_FIELDS
 from evaluation.metrics.rouge import rouge_l
 from evaluation.results import Results, table, write_summary
 from evaluation.scoring import EvaluationSet, Scores, score, warnings
@@ -98,6 +103,53 @@ def test_a_metric_aggregates_its_own_scores(monkeypatch):
     assert scores == Scores({"longest": [3, 3]}, {"longest": 3})
     with pytest.raises(ValueError, match="metric 'longest' is already registered by Longest"):
         register("longest")(Longest)
+    with pytest.raises(ValueError, match="metric 'tokens': the results have another field of this name"):
+        register("tokens")(Longest)
+
+
+def test_bleu_and_chrf_are_those_of_sacrebleu():
+    answers = [answer("the red river runs", "the red river runs fast", "a red river"), answer("a stone", "the stone")]
+    answers += [answer("", "blue"), answer("blue hill", "")]
+    texts, first = [a.text for a in answers], [a.references[0] for a in answers]
+    second = ["a red river", None, None, None]
+    found = score(answers, build_metrics(GenerationArguments(), "bleu", "chrf"))
+    assert found.overall["bleu"] == sacrebleu.corpus_bleu(texts, [first, second]).score > 0
+    assert found.overall["chrf"] == sacrebleu.corpus_chrf(texts, [first, second]).score > 0
+    for i, one in enumerate(answers):
+        assert found.each["bleu"][i] == sacrebleu.sentence_bleu(one.text, one.references).score
+        assert found.each["chrf"][i] == sacrebleu.sentence_chrf(one.text, one.references).score
+
+
+def test_metrics_without_references():
+    answers = [
+        Answer("Say red.", "red red red blue", ("",), tokens=5, ended=True),
+        Answer("Say red.", "red red", ("",), tokens=3, ended=False, cut=True),
+    ]
+    names = "distinct_2", "tokens_per_answer", "ended_share", "cut_share"
+    found = score(answers, build_metrics(GenerationArguments(), *names))
+    assert found.each == {
+        "distinct_2": [pytest.approx(200 / 3), 100],  # red red twice, red blue once
+        "tokens_per_answer": [5, 3],
+        "ended_share": [100, 0],
+        "cut_share": [0, 100],
+    }
+    assert found.overall == {"distinct_2": 50, "tokens_per_answer": 4, "ended_share": 50, "cut_share": 50}
+
+
+def test_bertscore_is_computed_if_it_is_asked_for(monkeypatch):
+    """With a stub of its package."""
+    seen = []
+
+    def stub(answers, references, lang):
+        seen.append((answers, references, lang))
+        return None, None, torch.tensor([0.25])
+
+    package = types.ModuleType("bert_score")
+    package.score, package.__spec__ = stub, importlib.machinery.ModuleSpec("bert_score", None)
+    monkeypatch.setitem(sys.modules, "bert_score", package)
+    assert "bertscore" not in metric_names() and metric_names(["bertscore"])
+    found = score([answer("a", "b", "c")], build_metrics(GenerationArguments(), "bertscore"))
+    assert found.overall == {"bertscore": 25} and seen == [(["a"], [["b", "c"]], "en")]
 
 
 # --- scoring ---------------------------------------------------------------------------------------------------------
@@ -152,13 +204,17 @@ def test_answers_and_metrics_are_written(tmp_path):
     made.write(10, [answer("ä\n\u2028 \ud800", "a", "b"), answer("b", "c")], scores(1.23456, rows=2), 2.345)
     folder = made.folder / "seed10"
     first, second = (json.loads(line) for line in (folder / "answers.jsonl").read_text().split("\n")[:-1])
-    assert first == {"prompt": "Say red.", "answer": "ä\n\u2028 \ud800", "references": ["a", "b"], "rougeL": 1.2346}
+    assert first == {"prompt": "Say red.", "answer": "ä\n\u2028 \ud800", "references": ["a", "b"], "rougeL": 1.2346} | {
+        "tokens": 3,
+        "ended": True,
+        "cut": False,
+    }
     assert second["references"] == ["c"]
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics == {"rougeL": 1.23456, "rows": 2, "seed": 10, "seconds": 2.35, "made": metrics["made"]}
     assert {path.name for path in folder.iterdir()} == {"answers.jsonl", "metrics.json"}
     assert json.loads((made.folder / "settings.json").read_text()) == {"set": "set", "model_path": "m"}
-    assert made.complete() == {10: 1.23456}
+    assert made.complete() == {10: metrics}
 
 
 def test_the_summary_lists_all_that_is_on_disk(tmp_path):
@@ -334,17 +390,80 @@ def test_the_same_evaluation_is_recognised(evaluate, rows, tmp_path, monkeypatch
         return out.rpartition("ROUGE-L of")[2], len(generated)
 
     first, batches = table_of("--do-sample", "--seeds", 10, 20)
-    answers = read_answers(tmp_path)
+    answers, metrics_before = read_answers(tmp_path), {}
     for path in tmp_path.glob("*/*/*/metrics.json"):  # as written before there were other metrics
-        metrics = json.loads(path.read_text())
-        path.write_text(json.dumps({name: metrics[name] for name in ("rougeL", "seed", "made")}))
+        metrics_before[path] = metrics = json.loads(path.read_text())
+        path.write_text(json.dumps({name: metrics[name] for name in ("rougeL", *SEED_FIELDS)}))
     assert batches and table_of("--do-sample", "--seeds", 10, 20) == (first, 0)
+    for path in tmp_path.glob("*/*/*/metrics.json"):  # from the answers on disk
+        assert json.loads(path.read_text()) == metrics_before[path]
     assert table_of("--do-sample", "--seeds", 20, 30, 10)[1] == batches / 2
     assert answers.items() < read_answers(tmp_path).items()
     assert table_of("--do-sample", "--seeds", 10, 20, "--force") == (first, batches)
     assert answers.items() < read_answers(tmp_path).items()
     assert table_of("--seed", 5)[1] and table_of("--seed", 6)[1] == 0, "greedy: of any seed"
     assert len(read_summary(tmp_path)) == 2
+
+
+def test_answers_without_their_lengths_are_not_scored_again(evaluate, rows, tmp_path):
+    flags = ["--data-dir", rows, "--dev-num", 2, "--save-dir", tmp_path]
+    evaluate(*flags)
+    (answers,), (metrics,) = tmp_path.rglob("answers.jsonl"), tmp_path.rglob("metrics.json")
+    answers.write_text(answers.read_text().replace('"ended"', '"over"'))
+    metrics.write_text(json.dumps({"rougeL": 1.0, "seed": 10, "made": "x"}))
+    assert "answers without their lengths have no bleu, " in evaluate(*flags)
+    assert json.loads(metrics.read_text())["rougeL"] == 1.0
+
+
+def test_a_kill_loses_no_seed_that_is_complete(evaluate, rows, tmp_path, monkeypatch):
+    flags = ["--data-dir", rows, "--dev-num", 2, "--do-sample", "--seeds", 10, 20, 30, "--eval-batch-size", 9]
+    evaluate(*flags, "--save-dir", tmp_path / "whole")
+    calls, generate = [], transformers.GenerationMixin.generate
+
+    def dies(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("killed")
+        return generate(*args, **kwargs)
+
+    monkeypatch.setattr(transformers.GenerationMixin, "generate", dies)
+    evaluate(*flags, "--save-dir", tmp_path / "part", code=1)
+    (seed,) = (tmp_path / "part").glob("*/*/seed*")
+    seed.rename(seed.with_name(".seed10.old.tmp"))  # killed while it was replaced
+    evaluate(*flags, "--save-dir", tmp_path / "part")
+    assert len(calls) == 4 and read_answers(tmp_path / "part") == read_answers(tmp_path / "whole")
+
+
+def test_several_checkpoints_share_a_table(evaluate, tiny, rows, tmp_path):
+    for name in ("sft", "todi"):
+        shutil.copytree(tiny / "student", tmp_path / name / "epoch1")
+    (tmp_path / "todi/args.json").write_text(json.dumps({"prompt_template": "none"}))
+    flags = ["--model-path", tmp_path / "sft", tmp_path / "todi", "--data-dir", rows, "--dev-num", 2]
+    out = evaluate(*flags, "--do-sample", "--seeds", 10, 20, "--save-dir", tmp_path / "out")
+    last = out.rpartition("\n\n")[2].splitlines()
+    assert [line.split()[0] for line in last] == ["checkpoint", "----------", "sft", "todi"]
+    told = f"not the same settings on {rows.name}: prompt_template: alpaca, or the row's own prompt for sft, none, or"
+    assert told in out and "(--prompt-template)" in out
+    assert {path.name for path in (tmp_path / "out").glob("scores.*")} == {"scores.md", "scores.json", "scores.csv"}
+    shutil.rmtree(tmp_path / "todi/epoch1")
+    evaluate(*flags, code=2)
+    assert not (tmp_path / "sft/eval").exists(), "a missing checkpoint is seen first"
+
+
+def test_the_manifest_is_recorded_and_a_changed_file_is_reported(evaluate, tmp_path):
+    data = write_rows(tmp_path / "dolly", make_rows(3))
+    digest = hashlib.sha256((data / "valid.jsonl").read_bytes()).hexdigest()
+    manifest = {"set": "dolly", "source": {"page": "p", "revision": "r"}, "files": {"valid.jsonl": {"sha256": digest}}}
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    flags = ["--data-dir", data, "--save-dir", tmp_path / "out"]
+    assert "is not the file that" not in evaluate(*flags)
+    (entry,) = read_summary(tmp_path / "out")
+    assert entry["data"] == {"set": "dolly", "source": "p", "revision": "r", "sha256_matches": True}
+    write_rows(data, make_rows(2))
+    said = f"dolly: {data}/valid.jsonl is not the file that {data}/manifest.json describes; prepare the data again"
+    assert said in evaluate(*flags) and len(read_summary(tmp_path / "out")) == 2
+    (data / "manifest.json").write_text("{")
+    assert "prepare the data again, or delete the file" in evaluate(*flags, code=2)
 
 
 def test_an_empty_reference_counts_0_and_is_named(evaluate, tmp_path):
@@ -429,6 +548,8 @@ def places(tiny, rows, adapter, tmp_path):
     [
         ("--model-path nobody/nothing", "nobody/nothing: "),
         ("--model-path {no_eos}", "{no_eos}: its tokenizer has no EOS"),
+        ("--metrics bleurt", "--metrics bleurt: no such metric; there are "),
+        ("--model-path {adapter} {rows} --peft-path {adapter}", "pass one model, the base of all --peft-path"),
         ("--split test", "--data-dir {rows}: no test.jsonl there (found: dev.jsonl, t"),
         ("--model-path {adapter} --peft-path {adapter}", "--model-path {adapter}: a LoRA adapter"),
         ("--model-path {no_base}", "--model-path BASE --peft-path {no_base}"),

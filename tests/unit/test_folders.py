@@ -11,9 +11,9 @@ import torch
 
 from arguments import ModelArguments, parse_evaluate_arguments, parse_train_arguments
 from criterions import build_criterion, unused_arguments
-from evaluation.defaults import fill_in
+from evaluation.defaults import fill_in, find_checkpoints
 from models import folders
-from models.folders import ROOT, find_checkpoint
+from models.folders import ROOT, find_checkpoint, short_names
 from models.loading import adapter_base, load_student
 from preflight import defaults
 from preflight.defaults import with_accumulation, with_checkpoints, with_precision, with_save_dir
@@ -212,8 +212,10 @@ def test_global_batch_counts_examples_not_tokens():
 
 def test_evaluation_takes_data_and_lengths_from_the_run(tmp_path, monkeypatch):
     def filled(*words):
-        args = fill_in(parse_evaluate_arguments(["--model-path", *words]).evaluate)
-        return args.model_path, args.data_dir, args.max_length, args.max_prompt_length, args.prompt_template
+        config = parse_evaluate_arguments(["--model-path", *words])
+        (checkpoint,) = find_checkpoints(config.checkpoints)
+        args = fill_in(config.evaluate, checkpoint)
+        return checkpoint.path, args.data_dir, args.max_length, args.max_prompt_length, args.prompt_template
 
     monkeypatch.chdir(tmp_path)
     run = make_checkpoint(Path("run/epoch1_step2_loss3.0"), "adapter_config.json").parent
@@ -223,6 +225,18 @@ def test_evaluation_takes_data_and_lengths_from_the_run(tmp_path, monkeypatch):
     assert filled("gpt2", "--data-dir", "d", "--max-length", "300") == ("gpt2", ["d"], 300, 256, "alpaca")
     with pytest.raises(ValueError, match="--data-dir: name a folder; gpt2 has no run"):
         filled("gpt2")
+
+
+def test_runs_have_short_names(tmp_path):
+    def names(*paths):
+        for path in paths:
+            (tmp_path / path).mkdir(parents=True, exist_ok=True)
+        return short_names([str(tmp_path / path) for path in paths])
+
+    assert names("a/sft/epoch1", "a/todi/epoch2", "model") == ["sft", "todi", "model"]
+    assert names("a/sft/epoch1", "b/sft/epoch1", "b/todi/epoch1") == ["a/sft", "b/sft", "todi"]
+    assert names("a/sft/epoch1", "a/sft/epoch2") == ["sft/epoch1", "sft/epoch2"]
+    assert short_names(["gpt2", "org/gpt2-xl"]) == ["gpt2", "gpt2-xl"]
 
 
 # ---- variables of the scripts ----------------------------------------------------------------------------------------
