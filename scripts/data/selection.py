@@ -83,9 +83,9 @@ def too_short(examples: Sequence[Example], tokenizer: Any | None, limit: int) ->
 
 def too_long(examples: Sequence[Example], tokenizer: Any, args: argparse.Namespace) -> Iterator[str | None]:
     """Tokens as in training: the prompt in the Alpaca template, the first reference with EOS."""
-    from data_utils.prompts import alpaca_prompt, encode_pairs  # imports transformers
+    from data_utils.prompts import encode_pairs, prompt_template  # imports transformers
 
-    prompts = [alpaca_prompt(example.instruction, example.input) for example in examples]
+    prompts = [prompt_template("alpaca").render(example.instruction, example.input) for example in examples]
     for prompt, response in zip(*encode_pairs(tokenizer, prompts, [example.references[0] for example in examples])):
         length, total = len(prompt), len(prompt) + len(response)
         if args.max_prompt_length and length > args.max_prompt_length:

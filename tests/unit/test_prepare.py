@@ -15,6 +15,7 @@ from sources import SETS, files
 
 from data_utils.dataset import read_rows
 from data_utils.manifest import data_origin, read_manifest, sha256
+from data_utils.prompts import prompt_template
 
 LONG = "one two three four five six seven eight nine ten eleven"
 
@@ -159,11 +160,13 @@ def test_the_split_is_disjoint_complete_and_decided_by_the_seed(run, dolly):
 
 
 def test_lengths_are_counted_as_in_training(run, tiny, tmp_path):
-    from data_utils.prompts import alpaca_prompt, encode_pairs
+    from data_utils.prompts import encode_pairs
+
+    render = prompt_template("alpaca").render
 
     rows = [dolly_row("a " * n, response="b " * m) for n, m in ((5, 5), (6, 5), (5, 6), (9, 1))]
     tokenizer = selection.load_tokenizer(str(tiny / "student"))
-    pairs = [encode_pairs(tokenizer, [alpaca_prompt(("a " * n).strip(), "")], [("b " * 5).strip()]) for n in (5, 6)]
+    pairs = [encode_pairs(tokenizer, [render(("a " * n).strip(), "")], [("b " * 5).strip()]) for n in (5, 6)]
     (prompt, total), (longer_prompt, _) = [(len(p[0]), len(p[0]) + len(r[0])) for p, r in pairs]
     assert longer_prompt == prompt + 1
     flags = ["--tokenizer", tiny / "student", "--max-prompt-length", longer_prompt, "--max-length", total]
@@ -184,7 +187,7 @@ def test_the_manifest_says_where_the_rows_come_from_and_sees_a_change(run, dolly
     assert manifest["source"] == {"page": page, "revision": "v1", "local": True, "files": {dolly.name: sha256(dolly)}}
     assert manifest["files"]["dev.jsonl"] == {"rows": 10, "sha256": sha256(folder / "dev.jsonl")}
     assert manifest["settings"] == {"dev_num": 10, "valid_num": 5, "seed": 10}
-    assert len(read_rows(folder / "train.jsonl")) == 25
+    assert len(read_rows(folder / "train.jsonl", prompt_template("alpaca"))) == 25
     origin = {"set": "dolly", "source": page, "revision": "v1", "sha256_matches": True}
     assert data_origin(folder) == data_origin(folder, "train") == origin
     (folder / "valid.jsonl").write_text("{}\n")
