@@ -25,6 +25,7 @@ from evaluation.defaults import fill_in
 from evaluation.evaluator import Evaluator, report
 from evaluation.results import table, write_summary
 from evaluation.sets import read_sets
+from generation.building import check_generator
 from models.loading import load_checkpoint
 from runtime.atomic import WriteError
 from runtime.exit_codes import NOT_WRITTEN, USER_ERROR_CODES, exit_on, naming_save_dir, run_entry
@@ -34,6 +35,7 @@ from runtime.ranks import init_distributed, is_main_process
 def main(argv: list[str]) -> None:
     with exit_on(USER_ERROR_CODES):  # what a user can get wrong; a failure later keeps its traceback
         config = parse_evaluate_arguments(argv)
+        check_generator(config.generation)
         args = fill_in(config.evaluate)
         data_sets = read_sets(args)
         model, tokenizer = load(args)

@@ -14,7 +14,7 @@ from evaluation.metrics import MAIN_METRIC, Answer, build_metrics
 from evaluation.results import Results
 from evaluation.scoring import EvaluationSet, score, warnings
 from evaluation.settings import evaluation_settings
-from generation.transformers_generator import TransformersGenerator
+from generation.building import build_generator
 from runtime.ranks import from_main_process, is_main_process
 
 
@@ -76,7 +76,7 @@ class Evaluator:
         questions = EvaluationSet(rows, self.tokenizer, args.max_prompt_length, ending)
         if cut := questions.cut_prompts:
             report(f"{name}: {cut} of {len(rows)} prompts are longer than {args.max_prompt_length} tokens and were cut")
-        generator = TransformersGenerator(
+        generator = build_generator(
             self.model,
             self.tokenizer,
             self.generation,
