@@ -54,7 +54,12 @@ def batch_tokens(model: PreTrainedModel, args: GenerationArguments, otherwise: i
     """Tokens of prompts, padding and longest possible answers that a batch has room for."""
     if args.generation_cache_mb is None:
         return otherwise
-    return int(args.generation_cache_mb * 2**20) // cache_bytes_per_token(model)
+    if not hasattr(model.config.get_text_config(), "num_attention_heads"):
+        raise ValueError(
+            f"--generation-cache-mb {args.generation_cache_mb}: {model.config.model_type} keeps no keys and values; "
+            "bound its batches with --eval-batch-size"
+        )
+    return args.generation_cache_mb * 2**20 // cache_bytes_per_token(model)
 
 
 def cache_bytes_per_token(model: PreTrainedModel) -> int:

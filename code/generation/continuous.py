@@ -64,8 +64,16 @@ class ContinuousGenerator:
 
 @contextmanager
 def ready_for_paging(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
-    """The model with an attention that can page; afterwards attention, mode and random state are what they were."""
+    """The model with an attention that can page; afterwards attention, mode and random state are what they were.
+
+    Raises ValueError for a model that computes attention in its own way: it would ignore the pages and answer nonsense.
+    """
     model = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not (model._supports_sdpa and model._can_set_attn_implementation()):
+        raise ValueError(
+            f"--generator continuous: the attention of {model.config.model_type} cannot read a paged cache; use "
+            "--generator dropping"
+        )
     attention, training = model.config._attn_implementation, model.training
     pages = attention == "sdpa" or attention.startswith("flash")
     devices = [model.device] if model.device.type == "cuda" else []

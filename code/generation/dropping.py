@@ -128,7 +128,8 @@ def rows_can_leave(model: PreTrainedModel, inputs: dict) -> bool:
     kinds = {type(layer) for layer in cache.layers} if isinstance(cache, DynamicCache) else {type(cache)}
     tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
     others = {name for name, value in tensors.items() if name not in PER_ROW or value.dim() > 2}
-    obstacles = sorted({kind.__name__ for kind in kinds - ROWS_CAN_LEAVE} | others)
+    names = {kind.__name__ if cache is not None else "its states" for kind in kinds - ROWS_CAN_LEAVE}
+    obstacles = sorted(names | others)
     if obstacles and model.config.model_type not in _told:
         _told.add(model.config.model_type)
         logger.info(

@@ -12,10 +12,12 @@ import torch
 from scipy.stats import chisquare
 from transformers import (
     AutoTokenizer,
+    BloomForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     Lfm2Config,
     Lfm2ForCausalLM,
+    MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     TemperatureLogitsWarper,
@@ -146,6 +148,27 @@ def test_bf16(student, prompts):
     model = type(model)(model.config).to(torch.bfloat16).eval()
     wanted = generate(model, tokenizer, prompts, generator="transformers")
     assert sum(a == b for a, b in zip(generate(model, tokenizer, prompts), wanted)) >= len(prompts) / 2
+
+
+@pytest.mark.parametrize(("kind", "able"), [(BloomForCausalLM, False), (MambaForCausalLM, False), (None, True)])
+def test_continuous_batching_is_refused_where_it_would_answer_nonsense(student, prompts, kind, able):
+    """Bloom adds its positions to the attention itself; paging goes unnoticed there. GPT-2 has learned positions."""
+    config = kind and kind.config_class(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4
+    )
+    model = (kind(config) if kind else OTHER_MODELS["GPT-2"]()).eval()
+    if able:
+        wanted = generate(model, student[1], prompts[:3], generator="transformers")
+        assert generate(model, student[1], prompts[:3], generator="continuous") == wanted
+        return
+    with pytest.raises(ValueError, match="cannot read a paged cache; use --generator dropping"):
+        generate(model, student[1], prompts, generator="continuous")
+
+
+def test_a_cache_without_keys_has_no_bound_in_bytes():
+    model = MambaForCausalLM(MambaForCausalLM.config_class(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=1))
+    with pytest.raises(ValueError, match="--generation-cache-mb 5: mamba keeps no keys and values; bound"):
+        batch_tokens(model, GenerationArguments(generation_cache_mb=5), 77)
 
 
 @pytest.mark.parametrize("flags", [{"num_beams": 2}, {"synced": True}], ids=str)
