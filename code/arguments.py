@@ -284,6 +284,26 @@ class GenerationArguments(Group):
     rouge_tokenizer: Literal["ascii", "unicode"] = option(
         "ascii", "Words of ROUGE-L: rouge_score's own (a-z and digits), or of any script."
     )
+    generator: Literal["dropping", "transformers", "continuous", "vllm"] = option(
+        "dropping",
+        "dropping: finished answers leave their batch; transformers: its generate, whole batches; continuous: its "
+        "continuous batching, greedy only; vllm: where it is installed. See docs/generation.md.",
+    )
+    generation_cache_mb: int | None = option(
+        None, "Size in MB of the keys and values of a batch; default: what --eval-batch-size says.", at_least=1
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, plain, lacking in (
+            ("do_sample", False, ("continuous",)),
+            ("num_beams", 1, ("continuous", "vllm")),
+            ("repetition_penalty", None, ("continuous",)),
+            ("no_repeat_ngram_size", 0, ("continuous", "vllm")),
+        ):
+            value = getattr(self, name)
+            able = value == plain or self.generator not in lacking
+            require(able, name, value, f"--generator {self.generator} cannot do that; use dropping")
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from evaluation.metrics import MAIN_METRIC, Metric, build_metrics, metric_names
 from evaluation.results import table, write_summary
 from evaluation.sets import DataSet, read_sets
 from evaluation.tables import Cell, Matrix
+from generation.building import check_generator
 from models.folders import short_names
 from models.loading import check_checkpoint, load_checkpoint
 from runtime.atomic import WriteError
@@ -50,9 +51,10 @@ class Job(NamedTuple):
 def main(argv: list[str]) -> None:
     with exit_on(USER_ERROR_CODES):  # what a user can get wrong; a failure later keeps its traceback
         config = parse_evaluate_arguments(argv)
+        check_generator(config.generation)
         jobs = plan(config)
         metrics = build_metrics(config.generation, *metric_names(config.evaluate.metrics or ()))
-    device = init_distributed()
+        device = init_distributed()
     if config.ignored_flags:
         report(f"without effect here: {' '.join(config.ignored_flags)}")
 

@@ -18,7 +18,7 @@ from evaluation.results import Results
 from evaluation.scoring import EvaluationSet, score, warnings
 from evaluation.sets import DataSet
 from evaluation.settings import evaluation_settings
-from generation.transformers_generator import TransformersGenerator
+from generation.building import build_generator
 from runtime.ranks import from_main_process, is_main_process
 
 
@@ -80,7 +80,7 @@ class Evaluator:
             all_rows, limit = len(data.rows), args.max_prompt_length
             report(f"{data.name}: {cut} of {all_rows} prompts are longer than {limit} tokens and were cut")
         for seed in seeds:
-            generator = TransformersGenerator(
+            generator = build_generator(
                 self.model,
                 self.tokenizer,
                 self.generation,

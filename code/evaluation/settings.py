@@ -15,10 +15,10 @@ from arguments import EvaluateArguments, GenerationArguments
 from data_utils.dataset import Row
 from evaluation.defaults import Checkpoint
 from generation.base import decoding
+from generation.building import draws
 from models.files import digest
 from models.loading import adapter_base
 
-BATCHES = 2  # how prompts are batched: raise it when the same prompts would give other batches
 CHECKPOINT_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")  # weights, config, tokenizer
 
 
@@ -32,12 +32,6 @@ def evaluation_settings(
 ) -> dict:
     """A dictionary of JSON values. Only `weights` differs between checkpoints that are evaluated in the same way."""
     content = json.dumps([(row.prompt, row.responses) for row in rows])
-    # All rows of a batch draw from one generator, so the batches decide what is drawn.
-    draws = {
-        "batches": BATCHES,
-        "tokens_per_batch": args.eval_batch_size * args.max_length,
-        "device": model.device.type,
-    }
     return {
         "weights": _weights(checkpoint, model),
         "set": name,
@@ -47,7 +41,7 @@ def evaluation_settings(
         "max_length": args.max_length,
         "max_prompt_length": args.max_prompt_length,
         "decoding": decoding(generation, args.max_length - args.max_prompt_length),
-        "draws": draws if generation.do_sample else None,
+        "draws": draws(model, generation, args.eval_batch_size * args.max_length),
         "dtype": str(model.dtype).removeprefix("torch."),
         "attn_implementation": model.config._attn_implementation,
         "rouge_tokenizer": generation.rouge_tokenizer,

@@ -4,20 +4,19 @@ Each batch draws from a generator seeded by (seed, batch number), so the answers
 of ranks nor on the other seeds. A batch ends when its last answer ends.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from peft import PeftModel
 from torch import Tensor
-from torch import distributed as dist
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from arguments import GenerationArguments
 from data_utils.batches import batches_by_length
-from generation.base import decoding
+from generation.base import generation_config, of_all_ranks, up_to_eos
 from runtime.ranks import is_main_process, rank, world_size
 
 
@@ -54,30 +53,33 @@ class TransformersGenerator:
                 break
             number, seed = work[min(place, len(work) - 1)]
             batch = batches[number]
-            generated = self._generate_batch([prompts[i] for i in batch], seed * 1_000_003 + number)
+            decoding_method = self._decoding_method(batch, seed)
+            generated = self._generate_batch([prompts[i] for i in batch], seed * 1_000_003 + number, decoding_method)
             answers.update(((seed, i), ids) for i, ids in zip(batch, generated))
-        answers = _of_all_ranks(answers)
+        answers = of_all_ranks(answers)
         return {seed: [answers[seed, i] for i in range(len(prompts))] for seed in seeds}
 
     def generation_config(self) -> GenerationConfig:
-        """The flags as Transformers takes them; nothing is left to the model's own defaults."""
-        return GenerationConfig(
-            eos_token_id=self.tokenizer.eos_token_id,
-            pad_token_id=self.tokenizer.pad_token_id,
-            **decoding(self.args, self.max_new_tokens),
-        )
+        return generation_config(self.tokenizer, self.args, self.max_new_tokens)
 
-    def _generate_batch(self, prompts: Sequence[Sequence[int]], seed: int) -> list[list[int]]:
+    def _decoding_method(self, batch: Sequence[int], seed: int) -> Callable | None:
+        """What `generate` calls instead of its own loop; None: its own. batch: indices of the prompts."""
+        return None
+
+    def _generate_batch(
+        self, prompts: Sequence[Sequence[int]], seed: int, decoding_method: Callable | None
+    ) -> list[list[int]]:
         model, config = self.model, self.generation_config()
         input_ids, attention_mask = pad_left(prompts, config.pad_token_id, model.device)
         with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
             torch.manual_seed(seed)
-            with _in_place_of_own_settings(model, config):
+            with in_place_of_own_settings(model, config):
                 generated = model.generate(
                     input_ids=input_ids,
                     attention_mask=attention_mask,
                     generation_config=config,
                     synced_gpus=self.synced,
+                    custom_generate=decoding_method,
                 )
         return [up_to_eos(ids, config.eos_token_id) for ids in generated[:, input_ids.shape[1] :].tolist()]
 
@@ -90,22 +92,8 @@ def pad_left(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device
     return torch.tensor(input_ids, device=device), torch.tensor(attention_mask, device=device)
 
 
-def up_to_eos(ids: list[int], eos_id: int) -> list[int]:
-    """Cuts the padding after EOS, which is found by EOS, since PAD may be the same id."""
-    return ids[: ids.index(eos_id) + 1] if eos_id in ids else ids
-
-
-def _of_all_ranks(answers: dict) -> dict:
-    if not dist.is_initialized():
-        return answers
-    parts: list[dict] = [{} for _ in range(world_size())]
-    dist.all_gather_object(parts, answers)
-    # A batch that a rank repeated has the same answers twice.
-    return {key: ids for part in parts for key, ids in part.items()}
-
-
 @contextmanager
-def _in_place_of_own_settings(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+def in_place_of_own_settings(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
     """Replaces the model's own generation config, from which `generate` fills whatever `config` leaves open."""
     model = model.get_base_model() if isinstance(model, PeftModel) else model
     kept, model.generation_config = model.generation_config, config

@@ -20,6 +20,7 @@ from criterions import Criterion, build_criterion, unused_arguments
 from criterions.fused import check_compiler
 from data_utils.dataset import InstructionDataset, check_rows_file
 from data_utils.prompts import prompt_template
+from generation.building import check_generator
 from models.attention import check_attention
 from models.files import check_adapter_path, check_model_path, check_revision
 from models.sharding import sharding_settings
@@ -136,6 +137,9 @@ def check(config: TrainConfig) -> Preflight:
     with report.collect_errors():
         if resolved and criterion is not None and criterion.needs_teacher:
             _check_teacher(config)
+    with report.collect_errors():
+        if config.train.eval_gen:
+            check_generator(config.generation, training=True, zero_stage=settings.stage if settings else 0)
     with report.collect_errors():
         prompt_template(config.data.prompt_template)
     with report.collect_errors():

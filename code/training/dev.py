@@ -14,7 +14,7 @@ from torch import distributed as dist
 from arguments import DataArguments, GenerationArguments, TrainArguments
 from evaluation.metrics import MAIN_METRIC, build_metrics
 from evaluation.scoring import EvaluationSet
-from generation.transformers_generator import TransformersGenerator
+from generation.building import build_generator
 from runtime.log import logger
 from teacher.states import Teacher, dropped_mass
 from training.rank_batches import RankBatches
@@ -83,7 +83,7 @@ class DevEvaluation:
 
     def _rouge_l(self) -> float:
         seed, lengths = self.args.seed, self.data_args
-        generator = TransformersGenerator(
+        generator = build_generator(
             self.engine.module.student,
             self.questions.tokenizer,
             self.generation,
