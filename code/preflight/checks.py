@@ -44,6 +44,7 @@ from runtime.deepspeed_settings import (
 )
 from runtime.ranks import Ranks
 from teacher.building import teacher_dtype
+from training.writers import check_trackers
 
 
 @dataclass
@@ -128,6 +129,8 @@ def check(config: TrainConfig) -> Preflight:
     with report.collect_errors():
         if config.kd.compile_loss:
             check_compiler(get_accelerator().device_name())
+    with report.collect_errors():
+        check_trackers(config.train.report_to or ())
     with report.collect_errors():
         _check_student(config)
     with report.collect_errors():

@@ -7,7 +7,7 @@ rank knows from the plan of the epoch; so how the step is cut into micro-batches
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from training.checkpoints import BestCheckpoints, save_checkpoint
 from training.dev import DevEvaluation, checkpoint_score, score_meaning
 from training.guard import StepGuard, poisoned
 from training.metrics import Metrics
+from training.probe import Probe
 from training.rank_batches import RankBatches
 from training.state import Position, RunState
 from training.stopping import StopSignals
@@ -38,7 +39,7 @@ from training.writers import MetricWriter
 class Trainer:
     """Trains `engine.module`, a Distiller, to the last step.
 
-    dev: None without dev data. position, best: owners of `state`, which saves them.
+    dev, probe: None without dev data, or with --probe-rows 0. position, best: owners of `state`, which saves them.
     """
 
     engine: DeepSpeedEngine
@@ -49,6 +50,7 @@ class Trainer:
     args: TrainArguments
     guard: StepGuard
     dev: DevEvaluation | None
+    probe: Probe | None
     metrics: Metrics
     writers: Sequence[MetricWriter]
     position: Position
@@ -71,8 +73,8 @@ class Trainer:
         self.distiller.criterion.prepare(self.total_steps)
         self.state.restore()
         at = self.position
-        if at.step == 0 and self.dev is not None and self.teacher is not None:
-            self.dev.log_dropped_mass(self.teacher)
+        if at.step == 0:
+            self._look_before_the_first_step()
         with self._progress_bar() as progress, StopSignals(self.engine.device) as signals:
             while not at.finished:
                 if not at.epoch_ends:
@@ -84,6 +86,14 @@ class Trainer:
         for score, folder in sorted(self.best.kept, reverse=True):
             logger.info("kept %s (%s)", folder, score_meaning(score, self.dev))
         return True
+
+    def _look_before_the_first_step(self) -> None:
+        if self.dev is not None and self.teacher is not None:
+            self.dev.log_dropped_mass(self.teacher)
+        if self.dev is not None and self.args.eval_at_start:
+            self.dev.start(self.teacher)
+        if self.probe is not None:
+            self.probe.write(epoch=0, step=0)
 
     @contextmanager
     def _progress_bar(self) -> Iterator[tqdm]:
@@ -103,12 +113,15 @@ class Trainer:
         last_step = at.step + len(planned)
         with closing(self.batches.of_steps(planned)) as batches:
             for step in planned:
+                logged = (at.step + 1) % args.log_interval == 0 or at.step + 1 == self.total_steps
+                watched = self.distiller.observed_by(self.metrics.observe) if logged else nullcontext()
                 with self.metrics.timed():
                     lr = self.engine.get_lr()[0]
-                    extras = self._train_step(step, batches)
+                    with watched:
+                        extras = self._train_step(step, batches)
                     at.next_step()
                     progress.update()
-                    if at.step % args.log_interval == 0 or at.step == self.total_steps:
+                    if logged:
                         self._log(lr, extras)
                     stop = signals.after_step()
                 if at.step == last_step:
@@ -161,6 +174,8 @@ class Trainer:
     def _finish_epoch(self) -> None:
         """What is due after the epoch's last step. A run that is killed in here does all of it again."""
         at, last = self.position, self.position.step == self.total_steps
+        if self.probe is not None:
+            self.probe.write(at.epoch, at.step)
         save = last or _is_due(at.epoch, self.args.save_interval)
         if save or _is_due(at.epoch, self.args.eval_interval):
             scores = self.dev.scores(at.epoch, at.step) if self.dev is not None else {}

@@ -20,7 +20,10 @@ from training.state import Position, Resume, file_sizes, read_state, remove_left
 LOCK = ".lock"
 # What a run writes into its folder, and so what starting over moves aside: the state first, since half a run that has
 # it could be resumed.
-OUTPUTS = tuple("resume epoch*_step* eval bad_steps metrics.jsonl dev_metrics.jsonl train.log args.json".split())
+OUTPUTS = tuple(
+    "resume epoch*_step* eval bad_steps metrics.jsonl dev_metrics.jsonl probe.jsonl tensorboard train.log "
+    "args.json".split()
+)
 
 
 def open_resume(config: TrainConfig, deepspeed_settings: DeepSpeedSettings) -> Resume:
@@ -104,8 +107,10 @@ def _tidy(resume: Resume, own: bool) -> None:
         resume.folder.mkdir(exist_ok=True)
     position = Position(**resume.start["position"]) if own else Position()
     remove_leftovers(resume.folder, resume.start["folder"] if own else None)
+    # A run that begins looks at step 0 again.
     cut_log(save_dir / "metrics.jsonl", position.step)
-    cut_log(save_dir / "dev_metrics.jsonl", position.step - position.epoch_ends)
+    for name in ("dev_metrics", "probe"):
+        cut_log(save_dir / f"{name}.jsonl", position.step - position.epoch_ends if own else -1)
     if resume.start is not None and not own:
         resume.start["best"] = []  # the other run's checkpoints stay its own
 
