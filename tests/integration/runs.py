@@ -53,7 +53,7 @@ def outcome(save_dir: Path, last_attempt: dict) -> dict:
         for rank, final in enumerate(last_attempt["finals"])
         for place, value in final["state"].items()
     }
-    for name in ("metrics.jsonl", "dev_metrics.jsonl"):
+    for name in ("metrics.jsonl", "dev_metrics.jsonl", "probe.jsonl"):
         for number, line in enumerate((save_dir / name).read_text().splitlines()):
             found[f"{name} {number}"] = {k: v for k, v in json.loads(line).items() if k not in TIMES}
     for path in sorted(save_dir.rglob("*")):

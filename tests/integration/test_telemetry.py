@@ -16,16 +16,7 @@ RUNS = {
     "adakd quiet": (1, 0, "full", "adakd", ("--probe-rows", "0", "--no-eval-at-start")),
     "adakd cached": (1, 0, "full", "adakd", ("--teacher-cache", "CACHE")),
     "todi": (1, 0, "full", "todi", ("--num-epochs", "1", "--batch-size", "4")),
-    "todi on two ranks": (
-        2,
-        3,
-        "lora",
-        "todi",
-        (
-            "--num-epochs",
-            "1",
-        ),
-    ),
+    "todi on two ranks": (2, 3, "full", "todi", ("--num-epochs", "1")),
     "sft": (1, 0, "lora", "sft", ("--num-epochs", "1", "--probe-rows", "2")),
 }
 TEACHERS = "forward_kl reverse_kl teacher_entropy agreement todi_weight teacher_top".split()
