@@ -19,7 +19,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 
-import torch
 from torch import Tensor
 
 ROOT = Path(__file__).parents[1]
