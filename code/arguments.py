@@ -228,6 +228,9 @@ class TrainArguments(Group):
     probe_rows: int = option(
         64, "First dev rows whose every position goes into probe.jsonl, once per epoch; 0: off.", at_least=0
     )
+    diagnose_every: int = option(
+        0, "Steps between looks at the gradients of hard and easy positions, in diagnose.jsonl; 0: off.", at_least=0
+    )
     eval_at_start: bool = option(
         True, "Before the first step: dev NLL of student and teacher; warns where the teacher is no better."
     )

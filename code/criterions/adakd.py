@@ -23,11 +23,11 @@ from criterions.base import (
     StepTokens,
     build_criterion,
     did_you_mean,
-    log_probabilities,
     objective_names,
     register,
 )
 from criterions.fused import LossSums, ResponsePositions
+from criterions.measures import hellinger
 from flags import option
 
 LEVELS = tuple("tau_q05 tau_q50 tau_q95 difficulty_q05 difficulty_q50 difficulty_q95".split())
@@ -113,8 +113,7 @@ class AdaKD(Criterion):
         teacher_logits_NV = teacher_logits_NV / self.adakd_tau_base
         if self._measure is not None:
             return self._measure.token_loss(student_logits_NV, teacher_logits_NV, labels_N)
-        log_q_NV, log_p_NV = log_probabilities(student_logits_NV, teacher_logits_NV)
-        return (0.5 * ((0.5 * log_p_NV).exp() - (0.5 * log_q_NV).exp()).square().sum(-1)).sqrt()
+        return hellinger(student_logits_NV, teacher_logits_NV)
 
     def plan(self, difficulty_N: Tensor) -> TokenPlan:
         """LATF and IDTS for the positions of one micro-step over all ranks."""

@@ -55,6 +55,12 @@ def measure(student_logits_NV: Tensor, teacher_logits_NV: Tensor | None, labels_
     )
 
 
+def hellinger(student_logits_NV: Tensor, teacher_logits_NV: Tensor) -> Tensor:
+    """The distance of q and p, in [0, 1]."""
+    log_q_NV, log_p_NV = log_probabilities(student_logits_NV, teacher_logits_NV)
+    return (0.5 * ((0.5 * log_p_NV).exp() - (0.5 * log_q_NV).exp()).square().sum(-1)).sqrt()
+
+
 def _of_student(log_q_NV: Tensor, q_NV: Tensor, best_N: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return -log_q_NV.gather(-1, labels_N[:, None])[:, 0], -_dot(q_NV, log_q_NV), best_N == labels_N
 

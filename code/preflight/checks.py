@@ -141,6 +141,11 @@ def check(config: TrainConfig) -> Preflight:
     with report.collect_errors():
         _check_data(config)
     report.stop_on_errors()
+    if config.train.diagnose_every and not criterion.needs_teacher:
+        raise ValueError(
+            f"--diagnose-every {config.train.diagnose_every}: compares the gradient of KD with that of SFT, and "
+            f"{config.kd.objective} has no teacher; drop the flag"
+        )
     _check_dtypes(config, settings, criterion.needs_teacher)
     return Preflight(with_save_dir(config, criterion, settings, ranks), criterion, settings, ranks)
 

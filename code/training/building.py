@@ -34,6 +34,7 @@ from teacher.building import build_teacher
 from teacher.states import LiveTeacher, Teacher
 from training.checkpoints import BestCheckpoints
 from training.dev import DevEvaluation
+from training.diagnosis import Diagnosis
 from training.engine import build_engine
 from training.guard import StepGuard
 from training.loop import Trainer
@@ -125,6 +126,7 @@ def build_trainer(
         guard=StepGuard(engine, train, save_dir, args.max_bad_steps, position),
         dev=evaluation,
         probe=_probe(config, models.teacher, tokenizer, evaluation) if evaluation and args.probe_rows else None,
+        diagnosis=Diagnosis(models.distiller.criterion, save_dir) if args.diagnose_every else None,
         metrics=metrics,
         writers=record_writers(save_dir, "metrics", trackers),
         position=position,

@@ -7,7 +7,7 @@ rank knows from the plan of the epoch; so how the step is cut into micro-batches
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from runtime.ranks import is_main_process, world_size
 from teacher.states import Teacher
 from training.checkpoints import BestCheckpoints, save_checkpoint
 from training.dev import DevEvaluation, checkpoint_score, score_meaning
+from training.diagnosis import Diagnosis
 from training.guard import StepGuard, poisoned
 from training.metrics import Metrics
 from training.probe import Probe
@@ -39,7 +40,8 @@ from training.writers import MetricWriter
 class Trainer:
     """Trains `engine.module`, a Distiller, to the last step.
 
-    dev, probe: None without dev data, or with --probe-rows 0. position, best: owners of `state`, which saves them.
+    dev, probe, diagnosis: None where the flags or the data leave them out. position, best: owners of `state`, which
+    saves them.
     """
 
     engine: DeepSpeedEngine
@@ -51,6 +53,7 @@ class Trainer:
     guard: StepGuard
     dev: DevEvaluation | None
     probe: Probe | None
+    diagnosis: Diagnosis | None
     metrics: Metrics
     writers: Sequence[MetricWriter]
     position: Position
@@ -114,15 +117,18 @@ class Trainer:
         with closing(self.batches.of_steps(planned)) as batches:
             for step in planned:
                 logged = (at.step + 1) % args.log_interval == 0 or at.step + 1 == self.total_steps
-                watched = self.distiller.observed_by(self.metrics.observe) if logged else nullcontext()
+                diagnosed = self.diagnosis is not None and (at.step + 1) % args.diagnose_every == 0
+                observers = [self.metrics.observe] * logged + ([self.diagnosis.observe] if diagnosed else [])
                 with self.metrics.timed():
                     lr = self.engine.get_lr()[0]
-                    with watched:
+                    with self.distiller.observed_by(*observers):
                         extras = self._train_step(step, batches)
                     at.next_step()
                     progress.update()
                     if logged:
                         self._log(lr, extras)
+                    if diagnosed:
+                        self.diagnosis.write(at.epoch, at.step)
                     stop = signals.after_step()
                 if at.step == last_step:
                     break

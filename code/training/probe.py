@@ -7,7 +7,6 @@ Shapes: N response positions of a batch or of a row, V shared vocabulary, K most
 """
 
 import json
-import math
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -27,9 +26,9 @@ from runtime.atomic import write_text
 from runtime.ranks import is_main_process, world_size
 from teacher.states import Teacher
 from training.rank_batches import RankBatches
+from training.writers import rounded
 
 K = 5
-DIGITS = 4  # significant ones
 FIELDS = tuple(
     "nll forward_kl reverse_kl student_entropy teacher_entropy agreement todi_weight difficulty selected temperature "
     "student_top teacher_top".split()
@@ -106,7 +105,7 @@ class Probe:
             of_row |= {"selected": selected_N, "temperature": temperature_N}
 
     def _record(self, epoch: int, step: int, row: int, values: Values) -> dict:
-        lists = {name: _rounded(values[name].tolist()) if name in values else None for name in FIELDS}
+        lists = {name: rounded(values[name].tolist()) if name in values else None for name in FIELDS}
         for name in ("student_top", "teacher_top"):
             if lists[name] is not None:
                 texts = [self._texts_of(ids) for ids in values[f"{name}_ids"].tolist()]
@@ -147,12 +146,3 @@ def _most_likely(student_logits_NV: Tensor, teacher_logits_NV: Tensor | None, _l
         entries = log_q_NK.exp(), log_p_NK.exp(), (log_p_NK - log_q_NK).sigmoid()
         found += [ids_NK, torch.stack(entries, -1)]
     return tuple(found)
-
-
-def _rounded(value: list | float | bool) -> list | float | bool | None:
-    """Numbers to DIGITS significant digits; a non-finite one is null."""
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    if isinstance(value, bool):
-        return value
-    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None

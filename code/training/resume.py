@@ -21,8 +21,8 @@ LOCK = ".lock"
 # What a run writes into its folder, and so what starting over moves aside: the state first, since half a run that has
 # it could be resumed.
 OUTPUTS = tuple(
-    "resume epoch*_step* eval bad_steps metrics.jsonl dev_metrics.jsonl probe.jsonl tensorboard train.log "
-    "args.json".split()
+    "resume epoch*_step* eval bad_steps metrics.jsonl dev_metrics.jsonl probe.jsonl diagnose.jsonl tensorboard "
+    "train.log args.json".split()
 )
 
 
@@ -108,7 +108,8 @@ def _tidy(resume: Resume, own: bool) -> None:
     position = Position(**resume.start["position"]) if own else Position()
     remove_leftovers(resume.folder, resume.start["folder"] if own else None)
     # A run that begins looks at step 0 again.
-    cut_log(save_dir / "metrics.jsonl", position.step)
+    for name in ("metrics", "diagnose"):
+        cut_log(save_dir / f"{name}.jsonl", position.step)
     for name in ("dev_metrics", "probe"):
         cut_log(save_dir / f"{name}.jsonl", position.step - position.epoch_ends if own else -1)
     if resume.start is not None and not own:

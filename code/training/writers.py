@@ -19,6 +19,7 @@ from runtime.atomic import as_write_error, write_text
 from runtime.ranks import is_main_process
 
 Record = dict[str, float | None]
+DIGITS = 4  # significant ones, of what is written per position
 PREFIXES = {"metrics": "train", "dev_metrics": "dev"}  # of the names in a tracker, by file
 
 
@@ -137,3 +138,12 @@ def record_writers(save_dir: Path, name: str, trackers: Sequence[Tracker] = ()) 
     if not is_main_process():
         return []
     return [JsonlWriter(save_dir / f"{name}.jsonl"), *(TrackerWriter(t, PREFIXES[name]) for t in trackers)]
+
+
+def rounded(value: list | float | bool) -> list | float | bool | None:
+    """Numbers to DIGITS significant digits; a non-finite one is null."""
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    if isinstance(value, bool):
+        return value
+    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None

@@ -10,13 +10,14 @@ from integration.launch import run_forks
 from integration.runs import arguments, zero_config
 
 DEV_ROWS = 5
+DIAGNOSE = ("--diagnose-every", "2")
 # name -> ranks, ZeRO stage, student, objective, more flags
 RUNS = {
-    "adakd": (1, 0, "full", "adakd", ("--log-interval", "1", "--report-to", "tensorboard")),
+    "adakd": (1, 0, "full", "adakd", ("--log-interval", "1", "--report-to", "tensorboard", *DIAGNOSE)),
     "adakd quiet": (1, 0, "full", "adakd", ("--probe-rows", "0", "--no-eval-at-start")),
     "adakd cached": (1, 0, "full", "adakd", ("--teacher-cache", "CACHE")),
     "todi": (1, 0, "full", "todi", ("--num-epochs", "1", "--batch-size", "4")),
-    "todi on two ranks": (2, 3, "full", "todi", ("--num-epochs", "1")),
+    "todi on two ranks": (2, 3, "full", "todi", ("--num-epochs", "1", *DIAGNOSE)),
     "sft": (1, 0, "lora", "sft", ("--num-epochs", "1", "--probe-rows", "2")),
 }
 TEACHERS = "forward_kl reverse_kl teacher_entropy agreement todi_weight teacher_top".split()
@@ -82,6 +83,17 @@ def test_a_probe_looks_at_every_response_position(results, name):
     if "adakd" in name:
         share = [sum(map(sum, (line["selected"] for line in lines if line["epoch"] == e))) for e in range(3)]
         assert share[0] == int(0.9 * sum(len(line["tokens"]) for line in lines if line["epoch"] == 0))
+
+
+@pytest.mark.parametrize("name", ["adakd", "todi on two ranks"])
+def test_a_diagnosis_has_thirds_and_histograms(results, name):
+    lines = records(results, name, "diagnose")
+    assert [line["step"] for line in lines] == ([*range(2, 13, 2)] if name == "adakd" else [2])
+    for line in lines:
+        assert line["difficulty"]["easy"] < line["difficulty"]["middle"] < line["difficulty"]["hard"]
+        assert sum(line["gradient_share"].values()) == pytest.approx(1, abs=1e-3)
+        assert (line["temperature"] is None) == (name != "adakd")
+        assert sum(line["student_entropy"]["counts"]) == line["positions"]
 
 
 def numbers(lines: list[dict]) -> torch.Tensor:

@@ -12,13 +12,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from arguments import KDArguments, parse_train_arguments
 from criterions import StepTokens, build_criterion
 from criterions.fused import ResponsePositions
-from criterions.measures import Measures, means, measure, sample_sums
+from criterions.measures import Measures, hellinger, means, measure, sample_sums
 from data_utils.batches import Example, collate
 from distiller import Distiller
 from models.heads import LanguageModelHead
 from models.probes import split
 from teacher.states import LiveTeacher, negative_log_likelihood
 from tiny import llama
+from training.diagnosis import GROUPS, diagnose
 from training.writers import check_trackers, open_trackers, record_writers
 
 
@@ -85,6 +86,33 @@ def test_observing_a_step_leaves_its_loss_and_gradient_to_the_bit(one_thread, ob
     expected, got = step(lambda positions: None), step(lambda positions: seen.append(sample_sums(positions)))
     assert len(seen) == 1 and len(expected) > 3
     assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
+
+
+@pytest.mark.parametrize("objective", ["todi", "adakd"])
+def test_a_diagnosis_is_that_of_the_heads_gradients(objective):
+    """Against the gradients themselves; the criterion's state stays as it was."""
+    torch.manual_seed(0)
+    positions = positions_of(9)
+    head, teacher = positions.head, positions.teacher_head
+    criterion = build_criterion(objective, KDArguments(kd_objective=objective, kd_temperature=2.0))
+    found, state = diagnose(positions, criterion), criterion.state_dict()
+    teacher_NV = positions.teacher_hidden_NE @ teacher.parameters()[0].T
+
+    def gradient(loss_N, member_N) -> torch.Tensor:
+        (weight_VD,) = torch.autograd.grad(loss_N[member_N].sum(), head.parameters()[0], retain_graph=True)
+        return weight_VD.detach().flatten()
+
+    student_NV = positions.hidden_ND @ head.parameters()[0].T
+    difficulty_N = hellinger(student_NV.detach(), teacher_NV.detach())
+    tau_N1 = criterion.plan(difficulty_N).temperature_N[:, None] if criterion.selects else torch.full((9, 1), 2.0)
+    kd_N = tau_N1[:, 0] ** 2 * criterion.token_loss(student_NV / tau_N1, teacher_NV.detach() / tau_N1)
+    sft = gradient(torch.nn.functional.cross_entropy(student_NV, positions.labels_N, reduction="none"), slice(None))
+    kd = {name: gradient(kd_N, difficulty_N.argsort()[3 * i : 3 * i + 3]) for i, name in enumerate(GROUPS)}
+    cosines = {name: torch.cosine_similarity(value, sft, dim=0).item() for name, value in kd.items()}
+    shares = {name: (value.norm() / sum(other.norm() for other in kd.values())).item() for name, value in kd.items()}
+    assert found["cosine_with_sft"] == pytest.approx(cosines, rel=2e-3)
+    assert found["gradient_share"] == pytest.approx(shares, rel=2e-3)
+    assert criterion.state_dict() == state and head.parameters()[0].grad is None
 
 
 def test_the_teachers_nll_is_that_of_its_logits():
