@@ -33,6 +33,9 @@ class Measures(NamedTuple):
     todi_reverse: Tensor | None = None
 
 
+STUDENTS_MEASURES = Measures._fields[:3]
+
+
 def measure(student_logits_NV: Tensor, teacher_logits_NV: Tensor | None, labels_N: Tensor) -> tuple[Tensor, ...]:
     """The fields of `Measures` that there are, in their order."""
     if teacher_logits_NV is None:

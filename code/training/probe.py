@@ -20,11 +20,13 @@ from transformers import PreTrainedTokenizerBase
 
 from criterions.base import log_probabilities
 from criterions.fused import ResponsePositions
-from criterions.measures import Measures, measure
+from criterions.measures import STUDENTS_MEASURES, Measures, measure
+from data_utils.batches import Batch
 from data_utils.dataset import Row
+from models.heads import ModelLogits
 from runtime.atomic import write_text
 from runtime.ranks import is_main_process, world_size
-from teacher.states import Teacher
+from teacher.states import Teacher, TeacherStates
 from training.rank_batches import RankBatches
 from training.writers import rounded
 
@@ -48,6 +50,7 @@ class Probe:
     path: Path
     tokens_per_batch: int
     _texts: dict[int, str] = field(default_factory=dict)
+    _hidden: list[Tensor] = field(default_factory=list)  # of the teacher, per batch
 
     def write(self, epoch: int, step: int) -> None:
         """Adds the records of the epoch to the file, all of them or none. Collective. Raises WriteError."""
@@ -72,26 +75,38 @@ class Probe:
             self.engine.module.observed_by(lambda positions: seen.append(self._look(positions))),
             closing(self.batches.of_dev(len(self.rows), self.tokens_per_batch)) as batches,
         ):
-            for batch in batches:
-                self.engine(batch=batch, teacher=self.teacher.states(batch) if self.teacher else None)
+            for number, batch in enumerate(batches):
+                self.engine(batch=batch, teacher=self._teacher_states(number, batch))
                 values = seen.pop()
                 counts = [example.predicted for example in batch.examples]
                 for example, *parts in zip(batch.examples, *(value.split(counts) for value in values.values())):
                     found[example.key] = {name: part.clone() for name, part in zip(values, parts)}
         return found
 
+    def _teacher_states(self, number: int, batch: Batch) -> TeacherStates | None:
+        """Of the batch with this number, which is the same in every epoch: hidden states are kept on the host."""
+        if self.teacher is None:
+            return None
+        if number < len(self._hidden):
+            return TeacherStates(self._hidden[number].to(self.engine.device), self.teacher.head)
+        states = self.teacher.states(batch)
+        if not isinstance(states.head, ModelLogits):  # logits would be too large
+            self._hidden.append(states.states_NE.cpu())
+        return states
+
     def _look(self, positions: ResponsePositions) -> Values:
-        criterion, measures = self.engine.module.criterion, Measures(*positions.score(measure))
-        values = {"labels": positions.labels_N}
-        values |= {name: value for name, value in measures._asdict().items() if value is not None}
+        criterion, names = self.engine.module.criterion, list(Measures._fields if self.teacher else STUDENTS_MEASURES)
+        names += ["difficulty"] if criterion.selects else []
+        names += ["student_top_ids", "student_top", "teacher_top_ids", "teacher_top"][: 4 if self.teacher else 2]
+
+        def everything(*logits_and_labels: Tensor) -> tuple[Tensor, ...]:  # in one pass over the logits
+            difficulty = (criterion.difficulty(*logits_and_labels),) if criterion.selects else ()
+            return *measure(*logits_and_labels), *difficulty, *_most_likely(*logits_and_labels[:2])
+
+        values = dict(zip(names, positions.score(everything), strict=True)) | {"labels": positions.labels_N}
         if self.teacher is not None:
-            mass_N = measures.todi_forward + measures.todi_reverse
-            values["todi_weight"] = (measures.todi_forward / mass_N).where(mass_N > 0, 0.5)
-        if criterion.selects:
-            (values["difficulty"],) = positions.score(lambda *logits: (criterion.difficulty(*logits),))
-        tops = positions.score(_most_likely)
-        for name, ids_NK, entries_NKP in zip(("student_top", "teacher_top"), tops[::2], tops[1::2]):
-            values |= {f"{name}_ids": ids_NK, name: entries_NKP}
+            mass_N = values["todi_forward"] + values["todi_reverse"]
+            values["todi_weight"] = (values["todi_forward"] / mass_N).where(mass_N > 0, 0.5)
         return {name: value.cpu() for name, value in values.items()}
 
     def _plan(self, of_rows: Sequence[Values]) -> None:
@@ -128,7 +143,7 @@ class Probe:
         return [self._texts[id] for id in ids]
 
 
-def _most_likely(student_logits_NV: Tensor, teacher_logits_NV: Tensor | None, _labels_N: Tensor) -> tuple[Tensor, ...]:
+def _most_likely(student_logits_NV: Tensor, teacher_logits_NV: Tensor | None) -> tuple[Tensor, ...]:
     """ids_NK and entries (q, p, ToDi's w)_NKP of the student's most likely tokens, then of the teacher's.
 
     Without a teacher, only the student's, with NaN for p and w.
