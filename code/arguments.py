@@ -228,6 +228,18 @@ class TrainArguments(Group):
         1, "Epochs between dev evaluations; a checkpoint is always evaluated.", at_least=1, also={-1: "for each epoch"}
     )
     log_interval: int = option(10, "Steps between log lines.", at_least=1)
+    report_to: list[Literal["tensorboard", "wandb", "mlflow"]] | None = option(
+        None, "Send what metrics.jsonl and dev_metrics.jsonl record to these trackers, too."
+    )
+    probe_rows: int = option(
+        64, "First dev rows whose every position goes into probe.jsonl, once per epoch; 0: off.", at_least=0
+    )
+    diagnose_every: int = option(
+        0, "Steps between looks at the gradients of hard and easy positions, in diagnose.jsonl; 0: off.", at_least=0
+    )
+    eval_at_start: bool = option(
+        True, "Before the first step: dev NLL of student and teacher; warns where the teacher is no better."
+    )
     keep_best_n_checkpoints: int = option(1, "Checkpoints that stay; -1: all.", at_least=1, also={-1: "to keep all"})
     eval_gen: bool = option(False, "Also generate for dev; ROUGE-L then ranks checkpoints.")
     resume: str = option(

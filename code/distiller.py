@@ -3,6 +3,9 @@
 In: a batch, and the teacher's hidden states at the same response positions. Out: loss sums.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 from torch import nn
 
 from criterions import Criterion
@@ -25,6 +28,7 @@ class Distiller(nn.Module):
         self.criterion = criterion
         self.chunk_bytes = chunk_bytes(loss_chunk_mb, on_cpu=student.model.device.type == "cpu")
         self.compile_loss = compile_loss
+        self._observers: tuple[Callable[[ResponsePositions], None], ...] = ()
         add_input_gradient_sparsely(student.causal_lm, student.head.parameters()[0])
 
     def forward(self, batch: Batch, teacher: TeacherStates | None = None) -> LossSums:
@@ -34,9 +38,23 @@ class Distiller(nn.Module):
         ZeRO-3 gathers the head's weight on entry to the module that the engine holds.
         """
         positions = self._positions(batch, teacher)
+        for observer in self._observers:
+            observer(positions)
         if not self.training:
             return positions.walk(self.criterion.token_loss, ce_weight=1.0, kd_weight=0.0)
         return self.criterion.loss(positions)
+
+    @contextmanager
+    def observed_by(self, *observers: Callable[[ResponsePositions], None]) -> Iterator[None]:
+        """In the block, the observers see the positions of every batch; under ZeRO-3 heads are whole only then.
+
+        They must change nothing: neither parameters nor gradients nor random numbers.
+        """
+        self._observers = observers
+        try:
+            yield
+        finally:
+            self._observers = ()
 
     def _positions(self, batch: Batch, teacher: TeacherStates | None) -> ResponsePositions:
         return ResponsePositions(

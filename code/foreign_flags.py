@@ -68,8 +68,7 @@ REPLACED_FLAGS = {
         for name, value in {"bf16": "bf16", "fp16": "fp16", "fp32": "fp32", "tf32": "fp32"}.items()
     },
     **dict.fromkeys(
-        ("report-to", "logging-dir", "run-name"),
-        "metrics.jsonl and train.log in --save-dir have what is logged; drop the flag",
+        ("logging-dir", "run-name"), "logs are in --save-dir, and trackers (--report-to) show its name; drop the flag"
     ),
     **dict.fromkeys(("optim", "adam-beta1", "adam-beta2", "adam-epsilon"), "the optimiser is PyTorch's AdamW"),
     **dict.fromkeys(("load-in-4bit", "load-in-8bit"), "weights are not quantised; --peft lora trains an adapter"),

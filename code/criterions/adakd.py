@@ -23,13 +23,14 @@ from criterions.base import (
     StepTokens,
     build_criterion,
     did_you_mean,
-    log_probabilities,
     objective_names,
     register,
 )
 from criterions.fused import LossSums, ResponsePositions
+from criterions.measures import hellinger
 from flags import option
 
+LEVELS = tuple("tau_q05 tau_q50 tau_q95 difficulty_q05 difficulty_q50 difficulty_q95".split())
 TINY = 1e-12  # keeps log(s / median) finite where a position, or the median, has no difficulty at all
 
 
@@ -47,6 +48,8 @@ class AdaKD(Criterion):
     base: the wrapped objective, from --adakd-base.
     ratio: r_t, the share of positions that the current optimiser step trains on.
     """
+
+    selects = True
 
     adakd_base: str = option("rkl", "adakd: the objective it wraps.")
     adakd_latf: Literal["adaptive", "fixed", "off"] = option("adaptive", "adakd: which positions train (LATF).")
@@ -82,7 +85,7 @@ class AdaKD(Criterion):
         self._measure = None if self.adakd_difficulty == "hellinger" else build_criterion(self.adakd_difficulty, args)
         self._step_tokens = StepTokens(tokens=())
         self._sums: Tensor | None = None  # of this step and rank: KD over the selected, KD over all
-        self._last: TokenPlan | None = None  # of the latest micro-step with positions
+        self._last: tuple[TokenPlan, Tensor] | None = None  # of the latest micro-step with positions; difficulty_N
 
     @classmethod
     def around(cls, base: str, args: KDArguments) -> "AdaKD":
@@ -110,8 +113,7 @@ class AdaKD(Criterion):
         teacher_logits_NV = teacher_logits_NV / self.adakd_tau_base
         if self._measure is not None:
             return self._measure.token_loss(student_logits_NV, teacher_logits_NV, labels_N)
-        log_q_NV, log_p_NV = log_probabilities(student_logits_NV, teacher_logits_NV)
-        return (0.5 * ((0.5 * log_p_NV).exp() - (0.5 * log_q_NV).exp()).square().sum(-1)).sqrt()
+        return hellinger(student_logits_NV, teacher_logits_NV)
 
     def plan(self, difficulty_N: Tensor) -> TokenPlan:
         """LATF and IDTS for the positions of one micro-step over all ranks."""
@@ -150,7 +152,7 @@ class AdaKD(Criterion):
         )
         self._sums += torch.stack([sums.kd / per_selected, kd_N.sum()])
         if len(everyones_difficulty):
-            self._last = plan
+            self._last = plan, everyones_difficulty
         return sums._replace(ce=ce_N.sum())
 
     def prepare(self, total_steps: int) -> None:
@@ -164,7 +166,7 @@ class AdaKD(Criterion):
         if dist.is_initialized():
             dist.all_reduce(self._sums)
         used_ratio = self.ratio
-        selected_sum, all_sum, low, middle, high = torch.cat([self._sums, self._temperature_levels()]).tolist()
+        selected_sum, all_sum, *levels = torch.cat([self._sums, self._levels()]).tolist()
         selected_loss = selected_sum / self._selected_tokens  # before `update` changes the ratio
         self.update(selected_loss)
         average = math.nan if self.average is None else self.average
@@ -174,9 +176,7 @@ class AdaKD(Criterion):
             "adakd_reference_loss": average if self.reference is None else self.reference,
             "adakd_selected_loss": selected_loss,
             "adakd_all_token_loss": all_sum / max(1, self._step_tokens.total_tokens),
-            "adakd_tau_q05": low,
-            "adakd_tau_q50": middle,
-            "adakd_tau_q95": high,
+            **{f"adakd_{name}": level for name, level in zip(LEVELS, levels)},
         }
 
     def update(self, mean_loss: float) -> None:
@@ -207,13 +207,14 @@ class AdaKD(Criterion):
         self.ratio, self.average = state["ratio"], state["average"]
         self.reference, self.step = state["reference"], state["step"]
 
-    def _temperature_levels(self) -> Tensor:
-        """The 5 %, 50 % and 95 % quantiles of the selected positions' temperatures."""
+    def _levels(self) -> Tensor:
+        """Quantiles (5, 50, 95 %) of the selected positions' temperatures, then of all positions' difficulty."""
         if self._last is None:
-            return torch.zeros(3, device=self._step_tokens.device)
-        selected_N, temperature_N = self._last
+            return torch.zeros(len(LEVELS), device=self._step_tokens.device)
+        (selected_N, temperature_N), difficulty_N = self._last
         levels = torch.linspace(0.05, 0.95, 3, device=temperature_N.device, dtype=temperature_N.dtype)
-        return temperature_N.where(selected_N, torch.nan).nanquantile(levels)
+        values_2N = torch.stack([temperature_N.where(selected_N, torch.nan), difficulty_N])
+        return values_2N.nanquantile(levels, dim=1).T.flatten()
 
     @property
     def _selected_tokens(self) -> int:

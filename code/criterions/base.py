@@ -51,6 +51,7 @@ class Criterion:
     """
 
     needs_teacher: bool = True
+    selects: bool = False  # has `difficulty` and `plan`, as AdaKD
 
     def __init__(self, args: KDArguments):
         self.args = args

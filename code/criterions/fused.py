@@ -15,7 +15,7 @@ vocabulary, D and E hidden sizes of student and teacher.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import NamedTuple, Protocol
 
@@ -123,15 +123,28 @@ class ResponsePositions:
         return LossSums(*_ChunkedLoss.apply(*inputs, self, chunks, block_loss))
 
     @torch.no_grad()
-    def score(self, function: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """`function(student_logits_BV, teacher_logits_BV, labels_B)` of every block, without gradient, concatenated."""
-        scores = []
-        for _, _, blocks in self._logits([(index_C, True) for index_C in self.chunks(len(self.labels_N))]):
+    def score(self, function: Callable[[Tensor, Tensor | None, Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """`function(student_logits_BV, teacher_logits_BV, labels_B)` of every block, without gradient, concatenated.
+
+        Without a teacher its logits are None.
+        """
+        scores, taught = [], self.teacher_hidden_NE is not None
+        for _, _, blocks in self._logits([(index_C, taught) for index_C in self.chunks(len(self.labels_N))]):
             for block in blocks:
                 student_logits_BV = self.head.finish(block.raw_BV)
-                teacher_logits_BV = self.teacher_head.finish(block.teacher_raw_BV)
+                teacher_logits_BV = self.teacher_head.finish(block.teacher_raw_BV) if taught else None
                 scores.append(function(student_logits_BV, teacher_logits_BV, block.labels_B))
         return tuple(torch.cat(parts) for parts in zip(*scores))
+
+    def part(self, index: Index) -> "ResponsePositions":
+        """Some of the positions."""
+        teacher_hidden_NE = None if self.teacher_hidden_NE is None else self.teacher_hidden_NE[index]
+        return replace(
+            self,
+            hidden_ND=self.hidden_ND[index],
+            labels_N=self.labels_N[index],
+            teacher_hidden_NE=teacher_hidden_NE,
+        )
 
     @property
     def chunk_size(self) -> int:

@@ -45,6 +45,7 @@ from runtime.deepspeed_settings import (
 )
 from runtime.ranks import Ranks
 from teacher.building import teacher_dtype
+from training.writers import check_trackers
 
 
 @dataclass
@@ -132,6 +133,8 @@ def check(config: TrainConfig) -> Preflight:
         if config.kd.compile_loss:
             check_compiler(get_accelerator().device_name())
     with report.collect_errors():
+        check_trackers(config.train.report_to or ())
+    with report.collect_errors():
         if resolved:  # otherwise a path still means several runs
             _check_student(config)
     with report.collect_errors():
@@ -145,6 +148,11 @@ def check(config: TrainConfig) -> Preflight:
     with report.collect_errors():
         _check_data(config)
     report.stop_on_errors()
+    if config.train.diagnose_every and not criterion.needs_teacher:
+        raise ValueError(
+            f"--diagnose-every {config.train.diagnose_every}: compares the gradient of KD with that of SFT, and "
+            f"{config.kd.objective} has no teacher; drop the flag"
+        )
     _check_dtypes(config, settings, criterion.needs_teacher)
     return Preflight(with_save_dir(config, criterion, settings, ranks), criterion, settings, ranks)
 

@@ -12,6 +12,7 @@ import torch
 from deepspeed import DeepSpeedEngine
 from torch import Tensor
 
+from criterions.fused import ResponsePositions
 from data_utils.batches import Batch
 from models.heads import LanguageModelHead, ModelLogits, SplitModel
 from teacher.cache import TeacherCache
@@ -66,6 +67,13 @@ class CachedTeacher:
         if self._device.type != "cpu" and hidden_NE.is_cpu:
             hidden_NE = hidden_NE.pin_memory()  # so that the copy does not wait for the device
         return TeacherStates(hidden_NE.to(self._device, non_blocking=True), self.head)
+
+
+@torch.no_grad()
+def negative_log_likelihood(teacher: Teacher, batch: Batch, chunk_bytes: int) -> Tensor:
+    """Of the labels, over the shared vocabulary, summed over the response positions. chunk_bytes: as below."""
+    states_NE, head = teacher.states(batch)
+    return ResponsePositions(states_NE, head, batch.labels_N, chunk_bytes).walk(None, ce_weight=1.0, kd_weight=0.0).ce
 
 
 @torch.no_grad()

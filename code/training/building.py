@@ -34,13 +34,15 @@ from teacher.building import build_teacher
 from teacher.states import LiveTeacher, Teacher
 from training.checkpoints import BestCheckpoints
 from training.dev import DevEvaluation
+from training.diagnosis import Diagnosis
 from training.engine import build_engine
 from training.guard import StepGuard
 from training.loop import Trainer
 from training.metrics import Metrics
+from training.probe import Probe
 from training.rank_batches import RankBatches
 from training.state import Position, RandomNumbers, Resume, RunState
-from training.writers import record_writers
+from training.writers import Tracker, open_trackers, record_writers
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,10 @@ def build_trainer(
     _log_plan(plan, total_steps(plan, args))
     batches = RankBatches(train, dev, tokenizer.pad_token_id, config.data.max_length, models.layout, engine.device)
     metrics, position = Metrics(engine.device), Position()
+    step = resume.start["position"]["step"] if resume.start is not None else 0
+    with all_ranks():
+        trackers = open_trackers(args.report_to or (), save_dir, config.flags, step)
+    evaluation = _dev_evaluation(config, engine, tokenizer, batches, trackers) if dev is not None else None
     best = BestCheckpoints(args.keep_best_n_checkpoints, save_dir)
     state = RunState(
         resume,
@@ -118,9 +124,11 @@ def build_trainer(
         plan=plan,
         args=args,
         guard=StepGuard(engine, train, save_dir, args.max_bad_steps, position),
-        dev=_dev_evaluation(config, engine, tokenizer, batches) if dev is not None else None,
+        dev=evaluation,
+        probe=_probe(config, models.teacher, tokenizer, evaluation) if evaluation and args.probe_rows else None,
+        diagnosis=Diagnosis(models.distiller.criterion, save_dir) if args.diagnose_every else None,
         metrics=metrics,
-        writers=record_writers(save_dir, "metrics"),
+        writers=record_writers(save_dir, "metrics", trackers),
         position=position,
         best=best,
         state=state,
@@ -163,7 +171,11 @@ def _log_plan(plan: EpochPlan, steps: int) -> None:
 
 
 def _dev_evaluation(
-    config: TrainConfig, engine: DeepSpeedEngine, tokenizer: PreTrainedTokenizerBase, batches: RankBatches
+    config: TrainConfig,
+    engine: DeepSpeedEngine,
+    tokenizer: PreTrainedTokenizerBase,
+    batches: RankBatches,
+    trackers: Sequence[Tracker],
 ) -> DevEvaluation:
     # Only generation needs the text; the dev loss has the token ids.
     dev_file = Path(config.data.data_dir) / "dev.jsonl"
@@ -173,5 +185,21 @@ def _dev_evaluation(
     for warning in warnings(build_metrics(config.generation, MAIN_METRIC), {"dev references": references}):
         logger.warning(warning)
     questions = EvaluationSet(rows, tokenizer, config.data.max_prompt_length, template.ending)
-    writers = record_writers(Path(config.train.save_dir), "dev_metrics")
+    writers = record_writers(Path(config.train.save_dir), "dev_metrics", trackers)
     return DevEvaluation(engine, questions, batches, config.train, config.data, config.generation, writers)
+
+
+def _probe(
+    config: TrainConfig, teacher: Teacher | None, tokenizer: PreTrainedTokenizerBase, dev: DevEvaluation
+) -> Probe:
+    count = min(config.train.probe_rows, len(dev.batches.dev))
+    template = prompt_template(config.data.prompt_template)
+    return Probe(
+        engine=dev.engine,
+        teacher=teacher,
+        tokenizer=tokenizer,
+        batches=dev.batches,
+        rows=read_rows(Path(config.data.data_dir) / "dev.jsonl", template, count),
+        path=Path(config.train.save_dir) / "probe.jsonl",
+        tokens_per_batch=dev.tokens_per_batch,
+    )

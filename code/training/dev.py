@@ -3,20 +3,22 @@
 In: the engine in evaluation mode and the dev rows. Out: scores, the same on every rank; a record in dev_metrics.jsonl.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
 import torch
 from deepspeed import DeepSpeedEngine
+from torch import Tensor
 from torch import distributed as dist
 
 from arguments import DataArguments, GenerationArguments, TrainArguments
+from data_utils.batches import Batch
 from evaluation.metrics import MAIN_METRIC, build_metrics
 from evaluation.scoring import EvaluationSet
 from generation.building import build_generator
 from runtime.log import logger
-from teacher.states import Teacher, dropped_mass
+from teacher.states import Teacher, dropped_mass, negative_log_likelihood
 from training.rank_batches import RankBatches
 from training.writers import MetricWriter
 
@@ -39,13 +41,26 @@ class DevEvaluation:
     def scores(self, epoch: int, step: int) -> dict[str, float]:
         """Logs and returns the NLL in nats per token (`loss`) and, with --eval-gen, ROUGE-L (`rougel`)."""
         self.engine.eval()
-        scores = {"loss": self._loss()}
+        scores = {"loss": self._student_loss()}
         if self.args.eval_gen:
             scores["rougel"] = self._rouge_l()
-        logger.info("dev epoch %d %s", epoch, " ".join(f"{name} {value:.4f}" for name, value in scores.items()))
-        for writer in self.writers:
-            writer.write({"step": step, "epoch": epoch, **scores})
+        self._report(epoch, step, scores)
         return scores
+
+    def start(self, teacher: Teacher | None) -> None:
+        """The NLL before the first step, of the student and, as `teacher_loss`, of the teacher."""
+        self.engine.eval()
+        scores = {"loss": self._student_loss()}
+        if teacher is not None:
+            chunk_bytes = self.engine.module.chunk_bytes
+            scores["teacher_loss"] = self._mean(lambda batch: negative_log_likelihood(teacher, batch, chunk_bytes))
+        self._report(0, 0, scores)
+        if teacher is not None and not scores["teacher_loss"] < scores["loss"]:
+            logger.warning(
+                "the teacher's dev NLL %.4f is no lower than the student's %.4f before the first step: check "
+                "--teacher-model-path, --teacher-peft-path and --prompt-template, or fine-tune the teacher first",
+                *(scores["teacher_loss"], scores["loss"]),
+            )
 
     def log_dropped_mass(self, teacher: Teacher) -> None:
         """The probability that the teacher gives to ids that the student lacks, if there are any.
@@ -56,7 +71,7 @@ class DevEvaluation:
         if not dropped:
             return
         total = torch.zeros(2, dtype=torch.float64, device=self.engine.device)
-        with closing(self.batches.of_dev(DROPPED_MASS_ROWS, self._tokens_per_batch)) as batches:
+        with closing(self.batches.of_dev(DROPPED_MASS_ROWS, self.tokens_per_batch)) as batches:
             for batch in batches:
                 total[0] += dropped_mass(teacher, batch, self.engine.module.chunk_bytes)
                 total[1] += len(batch.labels_N)
@@ -69,15 +84,24 @@ class DevEvaluation:
         )
 
     @property
-    def _tokens_per_batch(self) -> int:
+    def tokens_per_batch(self) -> int:
         return self.args.eval_batch_size * self.data_args.max_length
 
-    def _loss(self) -> float:
+    def _report(self, epoch: int, step: int, scores: Mapping[str, float]) -> None:
+        logger.info("dev epoch %d %s", epoch, " ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+        for writer in self.writers:
+            writer.write({"step": step, "epoch": epoch, **scores})
+
+    def _student_loss(self) -> float:
+        return self._mean(lambda batch: self.engine(batch=batch).ce)
+
+    def _mean(self, nll: Callable[[Batch], Tensor]) -> float:
+        """Per response token of dev. nll: sum over a batch."""
         dev = self.batches.dev
         total = torch.zeros((), dtype=torch.float64, device=self.engine.device)
-        with torch.no_grad(), closing(self.batches.of_dev(len(dev), self._tokens_per_batch)) as batches:
+        with torch.no_grad(), closing(self.batches.of_dev(len(dev), self.tokens_per_batch)) as batches:
             for batch in batches:
-                total += self.engine(batch=batch).ce
+                total += nll(batch)
         dist.all_reduce(total)
         return total.item() / int(dev.responses.sum())
 
@@ -88,7 +112,7 @@ class DevEvaluation:
             self.questions.tokenizer,
             self.generation,
             max_new_tokens=lengths.max_length - lengths.max_prompt_length,
-            tokens_per_batch=self._tokens_per_batch,
+            tokens_per_batch=self.tokens_per_batch,
             synced=self.engine.zero_optimization_stage() == 3,
             description="dev answers",
         )

@@ -26,8 +26,10 @@ from runtime.ranks import is_main_process, world_size
 from teacher.states import Teacher
 from training.checkpoints import BestCheckpoints, save_checkpoint
 from training.dev import DevEvaluation, checkpoint_score, score_meaning
+from training.diagnosis import Diagnosis
 from training.guard import StepGuard, poisoned
 from training.metrics import Metrics
+from training.probe import Probe
 from training.rank_batches import RankBatches
 from training.state import Position, RunState
 from training.stopping import StopSignals
@@ -38,7 +40,8 @@ from training.writers import MetricWriter
 class Trainer:
     """Trains `engine.module`, a Distiller, to the last step.
 
-    dev: None without dev data. position, best: owners of `state`, which saves them.
+    dev, probe, diagnosis: None where the flags or the data leave them out. position, best: owners of `state`, which
+    saves them.
     """
 
     engine: DeepSpeedEngine
@@ -49,6 +52,8 @@ class Trainer:
     args: TrainArguments
     guard: StepGuard
     dev: DevEvaluation | None
+    probe: Probe | None
+    diagnosis: Diagnosis | None
     metrics: Metrics
     writers: Sequence[MetricWriter]
     position: Position
@@ -71,8 +76,8 @@ class Trainer:
         self.distiller.criterion.prepare(self.total_steps)
         self.state.restore()
         at = self.position
-        if at.step == 0 and self.dev is not None and self.teacher is not None:
-            self.dev.log_dropped_mass(self.teacher)
+        if at.step == 0:
+            self._look_before_the_first_step()
         with self._progress_bar() as progress, StopSignals(self.engine.device) as signals:
             while not at.finished:
                 if not at.epoch_ends:
@@ -84,6 +89,14 @@ class Trainer:
         for score, folder in sorted(self.best.kept, reverse=True):
             logger.info("kept %s (%s)", folder, score_meaning(score, self.dev))
         return True
+
+    def _look_before_the_first_step(self) -> None:
+        if self.dev is not None and self.teacher is not None:
+            self.dev.log_dropped_mass(self.teacher)
+        if self.dev is not None and self.args.eval_at_start:
+            self.dev.start(self.teacher)
+        if self.probe is not None:
+            self.probe.write(epoch=0, step=0)
 
     @contextmanager
     def _progress_bar(self) -> Iterator[tqdm]:
@@ -103,13 +116,19 @@ class Trainer:
         last_step = at.step + len(planned)
         with closing(self.batches.of_steps(planned)) as batches:
             for step in planned:
+                logged = (at.step + 1) % args.log_interval == 0 or at.step + 1 == self.total_steps
+                diagnosed = self.diagnosis is not None and (at.step + 1) % args.diagnose_every == 0
+                observers = [self.metrics.observe] * logged + ([self.diagnosis.observe] if diagnosed else [])
                 with self.metrics.timed():
                     lr = self.engine.get_lr()[0]
-                    extras = self._train_step(step, batches)
+                    with self.distiller.observed_by(*observers):
+                        extras = self._train_step(step, batches)
                     at.next_step()
                     progress.update()
-                    if at.step % args.log_interval == 0 or at.step == self.total_steps:
+                    if logged:
                         self._log(lr, extras)
+                    if diagnosed:
+                        self.diagnosis.write(at.epoch, at.step)
                     stop = signals.after_step()
                 if at.step == last_step:
                     break
@@ -161,6 +180,8 @@ class Trainer:
     def _finish_epoch(self) -> None:
         """What is due after the epoch's last step. A run that is killed in here does all of it again."""
         at, last = self.position, self.position.step == self.total_steps
+        if self.probe is not None:
+            self.probe.write(at.epoch, at.step)
         save = last or _is_due(at.epoch, self.args.save_interval)
         if save or _is_due(at.epoch, self.args.eval_interval):
             scores = self.dev.scores(at.epoch, at.step) if self.dev is not None else {}

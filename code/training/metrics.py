@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from criterions.fused import LossSums
+from criterions.fused import LossSums, ResponsePositions
+from criterions.measures import means, sample_sums
 from data_utils.batches import Batch
 
 
@@ -31,6 +32,11 @@ class Metrics:
         counts = np.array([batch.tokens, len(batch.labels_N), batch.input_ids_RT.numel()], dtype=np.float64)
         self._of_step.append((torch.stack([sums.loss.detach(), sums.ce, sums.kd]).double(), counts))
 
+    def observe(self, positions: ResponsePositions) -> None:
+        """Measures a sample of a micro-batch; for the step that `record` follows, so that it costs little."""
+        sums = sample_sums(positions)
+        self._measured = sums if self._measured is None else self._measured + sums
+
     def losses(self) -> Tensor:
         """The loss of each micro-batch of the current step, on this rank."""
         return torch.stack([sums[0] for sums, _ in self._of_step])
@@ -45,6 +51,8 @@ class Metrics:
             self._counts += counts
         if applied:
             self._grad_norms += grad_norm
+        else:
+            self._measured = None
         self._of_step = []
         self._steps += 1
         self._skipped += not applied
@@ -63,9 +71,10 @@ class Metrics:
         """
         # Every rank knows the norm of the whole gradient: their mean is that norm.
         grad_norms = self._grad_norms / dist.get_world_size()
-        totals = torch.cat([self._sums, torch.from_numpy(self._counts).to(self.device), grad_norms[None]])
+        parts = [self._sums, torch.from_numpy(self._counts).to(self.device), grad_norms[None]]
+        totals = torch.cat([*parts, *([] if self._measured is None else [self._measured])])
         dist.all_reduce(totals)
-        loss, ce, kd, tokens, response_tokens, padded_tokens, grad_norms = totals.tolist()
+        loss, ce, kd, tokens, response_tokens, padded_tokens, grad_norms, *measured = totals.tolist()
         if not response_tokens:
             return None
         # After the copy to the host, which waits for the device.
@@ -85,6 +94,7 @@ class Metrics:
             "tokens_per_s": tokens / seconds,
             "peak_memory_mb": peak_memory_mb(self.device),
             "skipped_steps": self._skipped,
+            **(means(measured) if measured else {}),
             **extras,
         }
         self._reset()
@@ -112,6 +122,7 @@ class Metrics:
         self._counts = np.zeros(3)  # tokens, response tokens, tokens with padding
         self._grad_norms = torch.zeros((), dtype=torch.float64, device=self.device)
         self._of_step: list[tuple[Tensor, np.ndarray]] = []
+        self._measured: Tensor | None = None  # of the step that is logged
         self._steps = self._skipped = 0
         self._seconds, self._started = 0.0, time.perf_counter()
 

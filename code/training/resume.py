@@ -20,7 +20,10 @@ from training.state import Position, Resume, file_sizes, read_state, remove_left
 LOCK = ".lock"
 # What a run writes into its folder, in the order in which starting over moves it aside. The state goes first: without
 # it, what a crash in between leaves cannot be resumed.
-OUTPUTS = tuple("resume epoch*_step* eval bad_steps metrics.jsonl dev_metrics.jsonl train.log args.json".split())
+OUTPUTS = tuple(
+    "resume epoch*_step* eval bad_steps metrics.jsonl dev_metrics.jsonl probe.jsonl diagnose.jsonl tensorboard "
+    "train.log args.json".split()
+)
 
 
 def open_resume(config: TrainConfig, deepspeed_settings: DeepSpeedSettings) -> Resume:
@@ -104,8 +107,11 @@ def _tidy(resume: Resume, own: bool) -> None:
         resume.folder.mkdir(exist_ok=True)
     position = Position(**resume.start["position"]) if own else Position()
     remove_leftovers(resume.folder, resume.start["folder"] if own else None)
-    cut_log(save_dir / "metrics.jsonl", position.step)
-    cut_log(save_dir / "dev_metrics.jsonl", position.step - position.epoch_ends)
+    # A run that begins looks at step 0 again.
+    for name in ("metrics", "diagnose"):
+        cut_log(save_dir / f"{name}.jsonl", position.step)
+    for name in ("dev_metrics", "probe"):
+        cut_log(save_dir / f"{name}.jsonl", position.step - position.epoch_ends if own else -1)
     if resume.start is not None and not own:
         resume.start["best"] = []  # the other run's checkpoints stay its own
 

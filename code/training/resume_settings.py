@@ -15,7 +15,8 @@ MAY_CHANGE = frozenset(
     "save_dir resume resume_interval max_bad_steps log_interval save_interval eval_interval keep_best_n_checkpoints "
     "eval_batch_size loss_chunk_mb compile_loss gradient_checkpointing attn_implementation packing data_dir "
     "data_process_workers processed_data_dir force_process deepspeed_config precision global_batch_size teacher_cache "
-    "model_type ckpt_name teacher_ckpt_name generation_cache_mb".split()
+    "model_type ckpt_name teacher_ckpt_name generation_cache_mb report_to probe_rows eval_at_start "
+    "diagnose_every".split()
 )
 LENGTH_FLAGS = ("num_epochs", "total_iters")
 # Flags that states of earlier versions lack, and the value with which those runs trained.

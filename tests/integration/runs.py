@@ -53,9 +53,9 @@ def outcome(save_dir: Path, last_attempt: dict) -> dict:
         for rank, final in enumerate(last_attempt["finals"])
         for place, value in final["state"].items()
     }
-    for name in ("metrics.jsonl", "dev_metrics.jsonl"):
-        for number, line in enumerate((save_dir / name).read_text().splitlines()):
-            found[f"{name} {number}"] = {k: v for k, v in json.loads(line).items() if k not in TIMES}
+    for path in sorted(save_dir.glob("*.jsonl")):
+        for number, line in enumerate(path.read_text().splitlines()):
+            found[f"{path.name} {number}"] = {k: v for k, v in json.loads(line).items() if k not in TIMES}
     for path in sorted(save_dir.rglob("*")):
         place = path.relative_to(save_dir)
         if path.is_file() and place.parts[0].startswith("epoch"):

@@ -26,7 +26,10 @@ RUNS = {
     SIGNALS: (2, 3, "full", "adakd", [{"step": 3, "rank": 1, "signal": INT}, {"step": 5, "rank": -1, "signal": TERM}]),
 }
 MORE_SETTINGS = {"killed in steps": {"zero_optimization": {"stage": 3}}}  # models as small as these stay whole
-MORE_FLAGS = {"killed while it writes": ("--eval-gen", "--do-sample", "--max-new-tokens", "3")}
+MORE_FLAGS = {
+    "killed while it writes": ("--eval-gen", "--do-sample", "--max-new-tokens", "3"),
+    "killed in steps": ("--diagnose-every", "2"),
+}
 CACHED = (DISK, "a rank dies")  # with a teacher cache; the others with a live teacher
 # What the interrupted attempts end with, where it is not the SIGKILL.
 CODES = {DISK: [[74], [75]], SIGNALS: [[75, 75], [75, 75]]}

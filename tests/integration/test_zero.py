@@ -104,7 +104,7 @@ def test_the_logs_are_complete(results):
     assert json.loads((run / "args.json").read_text())["kd_objective"] == "todi"
     assert "saved" in (run / "train.log").read_text()
     dev = [json.loads(line) for line in (run / "dev_metrics.jsonl").read_text().splitlines()]
-    assert [record["epoch"] for record in dev] == [1, 2] and dev[1]["loss"] < dev[0]["loss"]
+    assert [record["epoch"] for record in dev] == [0, 1, 2] and dev[2]["loss"] < dev[1]["loss"] < dev[0]["loss"]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.stem)

@@ -181,7 +181,7 @@ def test_hellinger_is_between_zero_and_one():
 
 
 LOG_KEYS = [f"adakd_{key}" for key in ("ratio", "average_loss", "reference_loss", "selected_loss", "all_token_loss")]
-LOG_KEYS += ["adakd_tau_q05", "adakd_tau_q50", "adakd_tau_q95"]
+LOG_KEYS += [f"adakd_{key}_{level}" for key in ("tau", "difficulty") for level in ("q05", "q50", "q95")]
 
 
 def test_a_step_without_response_tokens_can_be_logged():

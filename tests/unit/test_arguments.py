@@ -300,7 +300,7 @@ def test_flags_are_not_abbreviated():
     [
         (parse_train, "--learning_rate 1", "--learning_rate: a flag of other trainers; here it is --lr"),
         (parse_train, "--resume-from-checkpoint x", "here it is --resume"),
-        (parse_train, "--report-to wandb", "--report-to: not supported; metrics.jsonl"),
+        (parse_train, "--run-name x", "--run-name: not supported; logs are in --save-dir"),
         (parse_train, "--bf16", "--bf16: not supported; pass --precision bf16 (PRECISION=bf16 in front"),
         (parse_evaluate, "--bf16", "--bf16: a flag of other trainers; here it is --dtype bfloat16"),
         (parse_evaluate, "--fp32", "here it is --dtype float32"),

@@ -81,7 +81,8 @@ class Step:
             criterion.start_step(StepTokens(tuple(ranks * n for n in TOKENS), device))
             for some, tokens in zip(MICRO_BATCHES, TOKENS):
                 batch = collate(some, 0, 24, layout, (tokens,) * ranks).to(device)
-                sums = distiller(batch, source.states(batch))
+                with distiller.observed_by(metrics.observe):
+                    sums = distiller(batch, source.states(batch))
                 (poisoned(sums.loss) / sum(TOKENS)).backward()
                 metrics.add(sums, batch)
             self.part("micro-steps")
