@@ -76,7 +76,7 @@ def probed(kind, epoch, i, text, epochs):
     teacher = spread * draw.normal(size=(len(tokens), len(vocabulary)))
     start = 0.3 * teacher + draw.normal(size=teacher.shape)
     teacher[range(len(tokens)), right] += draw.uniform(1, 6, len(tokens))
-    near = QUALITY[kind] * (1 - math.exp(-1.5 * epoch)) if epochs else 0
+    near = 0.75 * QUALITY[kind] * (1 - math.exp(-1.5 * epoch)) if epochs else 0
     q, p = softmax((1 - near) * start + near * teacher), softmax(teacher)
     ratio = np.log(p / q)
     w = 1 / (1 + np.exp(-ratio))

@@ -27,7 +27,7 @@ TRAINING = (
         "Entropy",
         "nats",
         "Mean entropy of the next-token distributions: the students', and dashed the teacher's.",
-        ("teacher_entropy", "teacher, on the batches of"),
+        ("teacher_entropy", "teacher"),
     ),
     Curve("overlap", "Overlap with the teacher", "Σ min(p, q)", "The acceptance rate as a draft model of the teacher."),
     Curve("agreement", "Same first choice as the teacher", "share of tokens"),
@@ -114,7 +114,7 @@ def _series(groups: Sequence[Group], curve: Curve) -> list[Series]:
         field, words = curve.beside
         beside = _over_seeds(groups, lambda run: thinned(*_points(run.steps, field)))
         found += [
-            Series(f"{words} {series.label}", series.x, series.y, series.color, dash=True)
+            Series(f"{words}, {series.label}", series.x, series.y, series.color, dash=True)
             for series in beside
             if len(series.x)
         ]

@@ -3,6 +3,7 @@
 Shapes: N response tokens of all rows of an epoch, E entries of the models' most probable tokens at all of them.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -14,7 +15,7 @@ POSITIONS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)  # first ones of the bins; dou
 ENTROPY_BINS = 8
 FEWEST = 5  # tokens of a bin that is drawn
 MOST_POINTS = 400  # of a scatter plot
-LOG_RATIO = 10.0  # the axis ends there
+WIDEST = 10.0  # log p - log q; the axis ends there
 CONFIDENT = 1.96  # standard errors of a 95 % interval
 
 
@@ -49,19 +50,20 @@ def gap_figures(groups: Sequence[Group]) -> list[Figure]:
 def weight_figures(groups: Sequence[Group]) -> list[Figure]:
     """ToDi: which weight an entry gets, and how far the entries are from the middle."""
     points, densities = [], []
-    for label, color, dash, rows in _stages(groups):
-        ratio_E, weight_E, mass_E = entries(rows)
+    stages = [(*stage, *entries(rows)) for *stage, rows in _stages(groups)]
+    far = max((float(np.quantile(abs(ratio_E), 0.99)) for *_, ratio_E, _, _ in stages if len(ratio_E)), default=1.0)
+    far = min(WIDEST, max(1.0, math.ceil(far)))
+    for label, color, dash, ratio_E, weight_E, mass_E in stages:
         if not len(ratio_E):
             continue
-        shares, edges = np.histogram(ratio_E.clip(-LOG_RATIO, LOG_RATIO), bins=40, weights=mass_E)
-        middles = (edges[1:] + edges[:-1]) / 2
-        densities.append(Series(label, middles, shares / max(mass_E.sum(), 1e-9), color, dash=dash))
+        shares, edges = np.histogram(ratio_E, bins=41, range=(-far, far), weights=mass_E / mass_E.sum())
+        densities.append(Series(label, (edges[1:] + edges[:-1]) / 2, shares, color, dash=dash))
         if not dash:
             every = slice(None, None, -(-len(ratio_E) // MOST_POINTS))
             points.append(Series(label, ratio_E[every], weight_E[every], color, mark="points"))
     if not points:
         return []
-    x = np.linspace(-LOG_RATIO, LOG_RATIO, 81)
+    x = np.linspace(-far, far, 81)
     curve = Series("sigmoid(log p − log q)", x, 1 / (1 + np.exp(-x)), dash=True)
     words = "log p − log q"
     return [
@@ -73,7 +75,7 @@ def weight_figures(groups: Sequence[Group]) -> list[Figure]:
             words,
             "w",
             [*points, curve],
-            x_range=(-LOG_RATIO, LOG_RATIO),
+            x_range=(-far, far),
             y_range=(-0.05, 1.05),
         ),
         Figure(
@@ -83,7 +85,7 @@ def weight_figures(groups: Sequence[Group]) -> list[Figure]:
             words,
             "share of probability",
             densities,
-            x_range=(-LOG_RATIO, LOG_RATIO),
+            x_range=(-far, far),
         ),
     ]
 

@@ -10,6 +10,13 @@ const runColor = (index) => (index === null ? cssVariable("--soft") : cssVariabl
 const plotlyText = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 const fade = (color, alpha) => color + Math.round(alpha * 255).toString(16).padStart(2, "0");
 
+function element(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  Object.assign(made, attributes);
+  made.append(...children);
+  return made;
+}
+
 // ---- figures -------------------------------------------------------------------------------------------------------
 
 function seriesTraces(series) {
@@ -18,15 +25,14 @@ function seriesTraces(series) {
   const marker = { color: series.mark === "points" ? fade(color, 0.55) : color, size: 5 };
   const many = series.x.length > 40;
   const line = {
-    x: series.x, y: series.y, name, legendgroup: name, type: "scatter", marker,
+    x: series.x, y: series.y, name, type: "scatter", marker,
     mode: series.mark === "points" ? "markers" : many || series.dash ? "lines" : "lines+markers",
     line: { color, width: 2, dash: series.dash ? "dash" : "solid" },
     hovertemplate: series.mark === "points" ? `%{x:.3g}, %{y:.3g}<extra>${name}</extra>` : undefined,
     yhoverformat: ".4~g",
   };
   if (!series.low) return [line];
-  const edge = { x: series.x, type: "scatter", mode: "lines", line: { width: 0 }, hoverinfo: "skip", showlegend: false,
-    legendgroup: name };
+  const edge = { x: series.x, type: "scatter", mode: "lines", line: { width: 0 }, hoverinfo: "skip", };
   return [
     { ...edge, y: series.low },
     { ...edge, y: series.high, fill: "tonexty", fillcolor: fade(color, 0.16) },
@@ -61,29 +67,53 @@ function layout(figure) {
     ...(isHeat ? { type: "category", showgrid: false } : {}), ...(range ? { range } : {}),
   });
   const points = figure.series.some((series) => series.mark === "points");
+  const named = figure.series.some((series) => typeof series.x[0] === "string"); // "1" too is a name, not a number
   return {
     margin: { l: 46, r: 10, t: 8, b: 40 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: "system-ui, sans-serif", color: cssVariable("--ink"), size: 12 },
-    xaxis: { ...axis(figure.x, figure.x_range), ...(isHeat && figure.heat.diverging ? { side: "bottom" } : {}) },
+    xaxis: { ...axis(figure.x, figure.x_range), ...(named ? { type: "category" } : {}) },
     yaxis: { ...axis(figure.y, figure.y_range), ...(isHeat ? { autorange: "reversed" } : {}) },
     hovermode: points || isHeat ? "closest" : "x unified",
     hoverlabel: { bgcolor: cssVariable("--panel"), bordercolor: cssVariable("--line"), font: { color: cssVariable("--ink") } },
-    showlegend: figure.series.length > 1,
-    legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: 11, color: soft }, bgcolor: "rgba(0,0,0,0)" },
+    showlegend: false,
     dragmode: narrow.matches ? false : "zoom",
   };
 }
 
-function drawFigure(element) {
-  const figure = DATA.figures[element.dataset.figure];
-  const traces = figure.heat ? [heatTrace(figure.heat)] : figure.series.flatMap(seriesTraces);
-  const config = { displaylogo: false, responsive: true, displayModeBar: narrow.matches ? false : "hover",
-    modeBarButtons: [["toImage", "resetScale2d"]] };
-  Plotly.react(element, traces, layout(figure), config);
+const hidden = new Map(); // figure -> labels of the series that were switched off
+
+function drawFigure(plot) {
+  const figure = DATA.figures[plot.dataset.figure];
+  const off = hidden.get(figure) ?? new Set();
+  const series = figure.series.filter(({ label }) => !off.has(label));
+  const traces = figure.heat ? [heatTrace(figure.heat)] : series.flatMap(seriesTraces);
+  Plotly.react(plot, traces, layout(figure), { responsive: true, displayModeBar: false });
+}
+
+// A legend of our own: one line of small print that wraps, the same colours in all figures; a click hides a series.
+function addLegend(plot) {
+  const figure = DATA.figures[plot.dataset.figure];
+  if (figure.series.length < 2) return;
+  const off = new Set();
+  hidden.set(figure, off);
+  const buttons = figure.series.map(({ label, color, dash, mark }) => {
+    const swatch = element("i", { className: `swatch ${mark} ${dash ? "dash" : ""}` });
+    swatch.style.color = color === null ? "var(--soft)" : `var(--c${color % RUN_COLORS})`;
+    const button = element("button", { type: "button" }, swatch, label);
+    button.setAttribute("aria-pressed", "true");
+    button.addEventListener("click", () => {
+      if (!off.delete(label)) off.add(label);
+      button.setAttribute("aria-pressed", String(!off.has(label)));
+      drawFigure(plot);
+    });
+    return button;
+  });
+  plot.before(element("div", { className: "legend" }, ...buttons));
 }
 
 function drawFigures() {
   const plots = [...document.querySelectorAll(".plot")];
+  plots.forEach(addLegend);
   const drawn = new Set();
   const seen = new IntersectionObserver((entries) => {
     for (const entry of entries) {
@@ -105,13 +135,6 @@ function drawFigures() {
 const ENTRY = 4; // numbers of an entry in `tops`: token, q, p, w
 const CHOICES = 5; // shown of each model
 const byId = (id) => document.getElementById(id);
-
-function element(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
-  Object.assign(made, attributes);
-  made.append(...children);
-  return made;
-}
 
 // Spaces and line ends of a token, made visible.
 const shown = (text) => text.replace(/\n/g, "↵").replace(/\t/g, "⇥").replace(/^ +| +$/g, (spaces) => "␣".repeat(spaces.length));

@@ -143,26 +143,26 @@ def _score(name: str, value: float | None, low: float | None, high: float | None
 
 
 def _gap(group: Group, baseline: Group | None, score: dict, models: Mapping, teacher: Scored | None) -> str | None:
-    """Share of the distance to the teacher: from the fine-tuned run or, for the dev NLL without one, from the start."""
-    run, value, metric = group.first, score["value"], score["metric"]
+    """Share of the distance from the fine-tuned run to the teacher; of the dev NLL where the teacher has no ROUGE-L.
+
+    Without a fine-tuned run, the dev NLL starts at that of the untrained student.
+    """
     if group is baseline:
         return None
-    if metric == METRIC:
-        start = scored(models[baseline.label]) if baseline else None
-        if start is None or teacher is None or teacher.mean <= start.mean:
-            return None
-        return _closed((value - start.mean) / (teacher.mean - start.mean), baseline.label)
-    goal = run.teacher_loss if metric == "loss" else None
-    start = baseline.first.best_dev(metric) if baseline else None
-    if baseline is None and run.dev and not run.dev[0]["step"]:
-        start = run.dev[0].get(metric)
-    if value is None or goal is None or start is None or goal >= start:
+    if baseline and teacher and score["metric"] == METRIC:
+        start = scored(models[baseline.label]).mean
+        return _closed("ROUGE-L gap", score["value"] - start, teacher.mean - start, baseline.label)
+    run, first = group.first, group.first.dev[0] if group.first.dev else {}
+    start = baseline.first.best_dev("loss") if baseline else None if first.get("step") else first.get("loss")
+    value, goal = run.best_dev("loss"), run.teacher_loss
+    if start is None or value is None or goal is None:
         return None
-    return _closed((start - value) / (start - goal), baseline.label if baseline else "the start")
+    return _closed("dev NLL gap", start - value, start - goal, baseline.label if baseline else "the start")
 
 
-def _closed(share: float, start: str) -> str:
-    return f"{share:.0%} of the gap between {start} and the teacher closed"
+def _closed(gap: str, gain: float, whole: float, start: str) -> str | None:
+    """None unless the teacher is better than the start."""
+    return f"{gain / whole:.0%} of the {gap} between {start} and the teacher closed" if whole > 0 else None
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:

@@ -65,7 +65,8 @@ def token_view(groups: Sequence[Group]) -> dict | None:
 
 def _range(measure: Measure, rows: Sequence[ProbeRow]) -> dict | None:
     """The measure with the values of its colours' ends, the same in all runs; None if no row has it."""
-    values_N = pooled(rows, measure.field)
+    trained = [row for row in rows if row.epoch > 0]  # an untrained student would pale all the others
+    values_N = pooled(trained or rows, measure.field)
     values_N = values_N[np.isfinite(values_N)]
     if not len(values_N):
         return None
