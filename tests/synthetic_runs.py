@@ -17,7 +17,12 @@ STEPS, PER_EPOCH = 60, 20
 FLAGS = {
     "sft": {"kd_objective": "cross_entropy", "kd_rate": 0.0},
     "todi": {"kd_objective": "todi", "kd_rate": 0.5, "teacher_model_path": "outputs/teacher"},
-    "adakd": {"kd_objective": "adakd+todi", "kd_rate": 1.0, "teacher_model_path": "outputs/teacher", "adakd_epsilon": 0.05},
+    "adakd": {
+        "kd_objective": "adakd+todi",
+        "kd_rate": 1.0,
+        "teacher_model_path": "outputs/teacher",
+        "adakd_epsilon": 0.05,
+    },
 }
 QUALITY = {"sft": 0.55, "todi": 0.8, "adakd": 0.9}  # how close to the teacher it ends
 
@@ -27,19 +32,34 @@ def make_run(folder, kind, *, rows=6, epochs=3, seed=10, probe=True, evaluated=T
     folder.mkdir(parents=True)
     draw = np.random.default_rng([seed, sum(map(ord, kind))])
     command = ["code/distillation.py", "--data-dir", "data/dolly", "--save-dir", str(folder)]
-    flags = {"seed": seed, "data_dir": "data/dolly", "save_dir": str(folder), **FLAGS[kind], "run": {"command": command}}
+    flags = {
+        "seed": seed,
+        "data_dir": "data/dolly",
+        "save_dir": str(folder),
+        **FLAGS[kind],
+        "run": {"command": command},
+    }
     (folder / "args.json").write_text(json.dumps(flags))
-    (folder / "train.log").write_text("2026-01-01 10:00:00 run folder x\n2026-01-01 10:01:00 warning: a notable thing\n")
+    (folder / "train.log").write_text(
+        "2026-01-01 10:00:00 run folder x\n2026-01-01 10:01:00 warning: a notable thing\n"
+    )
     write(folder / "metrics.jsonl", (metrics(kind, step, draw) for step in range(1, STEPS + 1)))
     quality = QUALITY[kind]
     dev = [
-        {"step": PER_EPOCH * epoch, "epoch": epoch, "loss": 2.0 + 2 * math.exp(-epoch) - 0.3 * quality + draw.normal(0, 0.01)}
+        {
+            "step": PER_EPOCH * epoch,
+            "epoch": epoch,
+            "loss": 2.0 + 2 * math.exp(-epoch) - 0.3 * quality + draw.normal(0, 0.01),
+        }
         for epoch in range(epochs + 1)
     ]
     write(folder / "dev_metrics.jsonl", [{**dev[0], **({} if kind == "sft" else {"teacher_loss": 1.7})}, *dev[1:]])
     texts = [TEXTS[i % len(TEXTS)] if text is None else f"{text} {TEXTS[i % len(TEXTS)]}" for i in range(rows)]
     if probe:
-        write(folder / "probe.jsonl", (probed(kind, e, i, t, epochs) for e in range(epochs + 1) for i, t in enumerate(texts)))
+        write(
+            folder / "probe.jsonl",
+            (probed(kind, e, i, t, epochs) for e in range(epochs + 1) for i, t in enumerate(texts)),
+        )
     if evaluated:
         evaluate(folder, texts, quality, draw)
     return folder
@@ -52,7 +72,12 @@ def metrics(kind, step, draw):
     record = {
         **{"step": step, "epoch": 1 + (step - 1) // PER_EPOCH, "loss": loss, "nll_loss": loss},
         **{"kd_loss": kd * loss / 2, "lr": 1e-3 * (1 - done), "grad_norm": 1 + draw.random(), "skipped_steps": 0},
-        **{"padding": 0.02, "step_time": 1.2 + kd + draw.random() / 9, "tokens_per_s": 4e3, "peak_memory_mb": 2500 + 900 * kd},
+        **{
+            "padding": 0.02,
+            "step_time": 1.2 + kd + draw.random() / 9,
+            "tokens_per_s": 4e3,
+            "peak_memory_mb": 2500 + 900 * kd,
+        },
         **{"student_entropy": 2.4 - done, "token_accuracy": 0.3 + 0.3 * done},
     }
     if kd:
@@ -83,11 +108,16 @@ def probed(kind, epoch, i, text, epochs):
     forward, reverse = abs(w * p * ratio).sum(1), abs((1 - w) * q * ratio).sum(1)
     record = {
         **{"epoch": epoch, "step": PER_EPOCH * epoch, "row": i, "place": f"data/dolly/dev.jsonl:{i + 1}"},
-        **{"prompt": f"### Instruction:\nExplain this in one sentence: {text[:60]}\n\n### Response:\n", "tokens": tokens},
+        **{
+            "prompt": f"### Instruction:\nExplain this in one sentence: {text[:60]}\n\n### Response:\n",
+            "tokens": tokens,
+        },
         **{"nll": -np.log(q[range(len(tokens)), right]), "student_entropy": -(q * np.log(q)).sum(1)},
         **dict.fromkeys(("forward_kl", "reverse_kl", "teacher_entropy", "agreement", "todi_weight", "teacher_top")),
         **dict.fromkeys(("difficulty", "selected", "temperature")),
-        "student_top": [[[vocabulary[v], q[n, v], None, None] for v in (-q[n]).argsort()[:5]] for n in range(len(tokens))],
+        "student_top": [
+            [[vocabulary[v], q[n, v], None, None] for v in (-q[n]).argsort()[:5]] for n in range(len(tokens))
+        ],
     }
     if kind != "sft":
         record |= {"forward_kl": (p * ratio).sum(1), "reverse_kl": -(q * ratio).sum(1)}
@@ -114,14 +144,20 @@ def evaluate(folder, texts, quality, draw):
     (checkpoint / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     place = folder / "eval" / checkpoint.name / "dolly-valid" / f"abc{int(100 * quality)}"
     place.mkdir(parents=True)
-    (place / "settings.json").write_text(json.dumps({"weights": {"model": str(quality)}, "rows": {"count": len(texts)}}))
+    (place / "settings.json").write_text(
+        json.dumps({"weights": {"model": str(quality)}, "rows": {"count": len(texts)}})
+    )
     for seed in (10, 20):
         (place / f"seed{seed}").mkdir()
         write(
             place / f"seed{seed}/answers.jsonl",
             (
                 {
-                    **{"prompt": f"Explain: {text}", "answer": " ".join(text.split()[: int(12 * quality)]), "references": [text]},
+                    **{
+                        "prompt": f"Explain: {text}",
+                        "answer": " ".join(text.split()[: int(12 * quality)]),
+                        "references": [text],
+                    },
                     "rougeL": float(np.clip(20 + 40 * quality + draw.normal(0, 12), 0, 100)),
                 }
                 for text in texts

@@ -21,7 +21,9 @@ class Curve(NamedTuple):
 
 TRAINING = (
     Curve("nll_loss", "Training NLL", "nats per token", "Cross-entropy of the references on the training batches."),
-    Curve("kd_loss", "Distillation loss", "per token", "The value of the objective; not comparable between objectives."),
+    Curve(
+        "kd_loss", "Distillation loss", "per token", "The value of the objective; not comparable between objectives."
+    ),
     Curve(
         "student_entropy",
         "Entropy",

@@ -147,7 +147,7 @@ def _matrix(compared: Sequence[Pair], labels: Sequence[str]) -> list[Figure]:
         stars = sum(pair.p < level for level in (0.05, 0.01, 0.001)) * "*"
         difference = pair.result.difference
         values[i][j], values[j][i] = difference, -difference
-        texts[i][j], texts[j][i] = f"{difference:+.2f}{stars}", f"{-difference:+.2f}{stars}"
+        texts[i][j], texts[j][i] = (f"{d:+.2f}{stars}".replace("-", "−") for d in (difference, -difference))
     caption = "Row minus column. * p < 0.05, ** p < 0.01, *** p < 0.001, after Holm's correction."
     heat = Heat(labels, labels, values, texts, diverging=True)
     return [Figure("significance", "ROUGE-L differences", caption, "", "", heat=heat)]

@@ -34,7 +34,12 @@ def gap_figures(groups: Sequence[Group]) -> list[Figure]:
     return _drawn(
         Figure("gap_position", "Gap by position", intervals, "position in the answer", "KL(p ‖ q), nats", by_position),
         Figure(
-            "gap_entropy", "Gap by the teacher's entropy", intervals, "teacher entropy, nats", "KL(p ‖ q), nats", by_entropy
+            "gap_entropy",
+            "Gap by the teacher's entropy",
+            intervals,
+            "teacher entropy, nats",
+            "KL(p ‖ q), nats",
+            by_entropy,
         ),
         Figure(
             "gap_rank",
@@ -160,7 +165,9 @@ def _stages(groups: Sequence[Group]) -> list[tuple[str, int | None, bool, list[P
 
 def _entropy_edges(groups: Sequence[Group]) -> np.ndarray:
     """Lower edges of bins with about as many tokens each."""
-    entropy_N = np.concatenate([np.array([0.0]), *(pooled(rows, "teacher_entropy") for _, _, _, rows in _stages(groups))])
+    entropy_N = np.concatenate(
+        [np.array([0.0]), *(pooled(rows, "teacher_entropy") for _, _, _, rows in _stages(groups))]
+    )
     return np.unique(np.nanquantile(entropy_N, np.linspace(0, 1, ENTROPY_BINS, endpoint=False)))
 
 

@@ -41,8 +41,8 @@ function seriesTraces(series) {
 }
 
 function heatTrace(heat) {
-  const panel = cssVariable("--panel");
-  const rgb = (name) => `rgb(${cssVariable(name)})`;
+  const clear = `rgba(${cssVariable("--high")}, 0)`;
+  const rgb = (name) => `rgba(${cssVariable(name)}, ${heat.texts ? 0.55 : 1})`; // text must stay legible
   const far = Math.max(1e-9, ...heat.values.flat().map((value) => Math.abs(value ?? 0)));
   return {
     type: "heatmap", z: heat.values, x: heat.columns.map(plotlyText), y: heat.rows.map(plotlyText),
@@ -50,8 +50,8 @@ function heatTrace(heat) {
     texttemplate: heat.texts ? "%{text}" : undefined, textfont: { color: cssVariable("--ink") },
     zmin: heat.diverging ? -far : 0, zmax: far, showscale: !heat.diverging,
     colorscale: heat.diverging
-      ? [[0, rgb("--heat")], [0.5, panel], [1, rgb("--high")]]
-      : [[0, panel], [1, rgb("--high")]],
+      ? [[0, rgb("--heat")], [0.4999, `rgba(${cssVariable("--heat")}, 0)`], [0.5, clear], [1, rgb("--high")]]
+      : [[0, clear], [1, rgb("--high")]],
     colorbar: { thickness: 10, outlinewidth: 0, len: 0.95, tickfont: { color: cssVariable("--soft") } },
     hoverongaps: false, xgap: 2, ygap: 2,
     hovertemplate: heat.diverging ? "%{y} − %{x}: %{z:+.2f}<extra></extra>" : "%{x}, epoch %{y}: %{z:.2f}<extra></extra>",
@@ -164,7 +164,8 @@ class TokenView {
   word(number) { return this.data.vocabulary[number]; }
 
   openRun() {
-    const before = this.row.value || 0;
+    const lengths = this.ofRun.rows.map((row) => row.tokens.length);
+    const before = this.row.value || lengths.indexOf(Math.max(...lengths));
     const title = (row) => row.prompt.replace(/\s+/g, " ").trim().slice(-90);
     this.row.replaceChildren(...this.ofRun.rows.map((row, index) => new Option(`${index + 1}. …${title(row)}`, index)));
     this.row.value = Math.min(before, this.ofRun.rows.length - 1);

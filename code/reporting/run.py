@@ -242,5 +242,3 @@ def _read_object(path: Path) -> dict:
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error}); restore or delete it") from None
     return found if isinstance(found, dict) else {}
-
-

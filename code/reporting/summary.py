@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from statistics import fmean, median, stdev
 
-from evaluation.comparison import LEVEL
 from reporting.evaluations import METRIC, Evaluation, Pair, Scored, comparable, scored, settings_differ
 from reporting.run import Group, Run, is_number, parameters
 
@@ -15,6 +14,7 @@ COSTS = (  # field of metrics.jsonl, title, unit, how a run's value is made of t
     ("peak_memory_mb", "peak memory", "GB", max),
     ("generation_s", "generation per step", "s", fmean),
 )
+SIGNIFICANT = 0.05
 SCALES = {"%": 100, "GB": 1 / 1024}
 
 
@@ -29,7 +29,9 @@ def models_of(groups: Sequence[Group]) -> tuple[dict[str, dict[str, Evaluation]]
     return comparable(found), {}
 
 
-def cards(groups: Sequence[Group], models: Mapping[str, Mapping[str, Evaluation]], teacher: Scored | None) -> list[dict]:
+def cards(
+    groups: Sequence[Group], models: Mapping[str, Mapping[str, Evaluation]], teacher: Scored | None
+) -> list[dict]:
     """One per group: the score that all groups have, its interval, and what else there is to say in a line each."""
     evaluated = all(models.get(group.label) for group in groups)
     metric = next((name for name in METRICS if all(group.first.best_dev(name) is not None for group in groups)), "loss")
@@ -61,11 +63,17 @@ def headline(found: Sequence[dict], all_pairs: Sequence[Pair]) -> str:
     interval = f" [{score['low']}, {score['high']}]" if score["low"] else ""
     if len(found) == 1:
         return f"{best['label']}: {score['name']} {score['text']}{interval}."
-    sure = [pair for pair in all_pairs if best["label"] in (pair.first, pair.second)]
-    words = f"{best['label']} is best: {score['name']} {score['text']}{interval}"
-    if sure and all(pair.p < 1 - LEVEL for pair in sure):
-        return f"{words}, significantly better than every other run."
-    return f"{words}, but not significantly better than every other run." if sure else f"{words}."
+    others = {
+        ({pair.first, pair.second} - {best["label"]}).pop(): pair
+        for pair in all_pairs
+        if best["label"] in (pair.first, pair.second)
+    }
+    sure = ", ".join(label for label, pair in others.items() if pair.p < SIGNIFICANT)
+    unsure = ", ".join(label for label, pair in others.items() if pair.p >= SIGNIFICANT)
+    words = [f"significantly better than {sure}"] * bool(sure) + [f"not significantly better than {unsure}"] * bool(
+        unsure
+    )
+    return ", ".join([f"{best['label']} is best: {score['name']} {score['text']}{interval}", *words]) + "."
 
 
 def pair_line(pair: Pair) -> str:
@@ -73,10 +81,9 @@ def pair_line(pair: Pair) -> str:
     result = pair.result
     p = "p < 0.001" if pair.p < 0.001 else f"p = {pair.p:.3f}"
     closed = "" if pair.gap_closed is None else f", gap closed {pair.gap_closed:.0%}"
-    return (
-        f"{pair.second} − {pair.first} {result.difference:+.2f} [{result.low:.2f}, {result.high:.2f}], {p}{closed}; "
-        f"{result.wins} better, {result.ties} equal, {result.losses} worse"
-    )
+    numbers = f"{result.difference:+.2f} [{result.low:.2f}, {result.high:.2f}]".replace("-", "−")
+    counts = f"{result.wins} better, {result.ties} equal, {result.losses} worse"
+    return f"{pair.second} − {pair.first} {numbers}, {p}{closed}; {counts}"
 
 
 def warnings(groups: Sequence[Group]) -> list[str]:
@@ -90,7 +97,10 @@ def warnings(groups: Sequence[Group]) -> list[str]:
         for name in settings_differ({group.label: group.first.evaluations for group in groups})
     ]
     for name in ("data_dir", "train_num", "model_path"):
-        if len(values := dict.fromkeys(str(group.first.flags[name]) for group in groups if name in group.first.flags)) > 1:
+        if (
+            len(values := dict.fromkeys(str(group.first.flags[name]) for group in groups if name in group.first.flags))
+            > 1
+        ):
             found.append(f"the runs differ in --{name.replace('_', '-')}: {', '.join(values)}")
     return found
 
@@ -100,7 +110,9 @@ def costs(groups: Sequence[Group]) -> list[dict]:
     columns = [_column("training", "h:mm:ss", [_training_seconds(group.first) for group in groups])]
     for field, title, unit, of_steps in COSTS:
         values = [[record[field] for record in group.first.steps if is_number(record.get(field))] for group in groups]
-        columns.append(_column(title, unit, [of_steps(found) * SCALES.get(unit, 1) if found else None for found in values]))
+        columns.append(
+            _column(title, unit, [of_steps(found) * SCALES.get(unit, 1) if found else None for found in values])
+        )
     seconds = [[of_set.seconds for of_set in group.first.evaluations if of_set.seconds] for group in groups]
     columns.append(_column("generation per answer", "s", [fmean(found) if found else None for found in seconds]))
     return [column for column in columns if any(column["values"])]
@@ -114,10 +126,18 @@ def duration(seconds: float) -> str:
 def _column(title: str, unit: str, values: Sequence[float | None]) -> dict:
     texts = ["–" if value is None else duration(value) if unit == "h:mm:ss" else f"{value:,.3g}" for value in values]
     if all(value is None or value >= 1000 for value in values):
-        texts = ["–" if value is None else f"{value:,.0f}" if unit != "h:mm:ss" else duration(value) for value in values]
+        texts = [
+            "–" if value is None else f"{value:,.0f}" if unit != "h:mm:ss" else duration(value) for value in values
+        ]
     top = max((value for value in values if value is not None), default=0)
     shares = [100 * value / top if value and top else 0 for value in values]
-    return {"title": title, "unit": "" if unit == "h:mm:ss" else unit, "values": values, "texts": texts, "shares": shares}
+    return {
+        "title": title,
+        "unit": "" if unit == "h:mm:ss" else unit,
+        "values": values,
+        "texts": texts,
+        "shares": shares,
+    }
 
 
 def _evaluation(evaluations: Mapping[str, Evaluation]) -> dict:
@@ -134,12 +154,21 @@ def _dev(group: Group, metric: str) -> dict:
     if len(values) == 1:
         return _score(f"best {METRICS[metric]}", mean, None, None, "", digits)
     margin = stdev(values)
-    return _score(f"best {METRICS[metric]}", mean, mean - margin, mean + margin, "mean ± deviation of the seeds", digits)
+    return _score(
+        f"best {METRICS[metric]}", mean, mean - margin, mean + margin, "mean ± deviation of the seeds", digits
+    )
 
 
 def _score(name: str, value: float | None, low: float | None, high: float | None, meaning: str, digits: int) -> dict:
     texts = [None if number is None else f"{number:.{digits}f}" for number in (value, low, high)]
-    return {"name": name, "value": value, "text": texts[0] or "–", "low": texts[1], "high": texts[2], "meaning": meaning}
+    return {
+        "name": name,
+        "value": value,
+        "text": texts[0] or "–",
+        "low": texts[1],
+        "high": texts[2],
+        "meaning": meaning,
+    }
 
 
 def _gap(group: Group, baseline: Group | None, score: dict, models: Mapping, teacher: Scored | None) -> str | None:
@@ -174,7 +203,10 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("objective", run.objective),
         (trained, sizes[0] and (sizes[0] + (f", teacher {sizes[1]}" if sizes[1] else ""))),
         ("dev NLL", loss and f"{loss:.3f}" + (f", teacher {run.teacher_loss:.3f}" if run.teacher_loss else "")),
-        ("trained", last and f"{last['step']} steps, {last.get('epoch', '?')} epochs, {duration(_training_seconds(run))}"),
+        (
+            "trained",
+            last and f"{last['step']} steps, {last.get('epoch', '?')} epochs, {duration(_training_seconds(run))}",
+        ),
         ("seed", str(run.flags.get("seed", ""))),
     ]
     return [(name, value) for name, value in facts if value]

@@ -101,7 +101,9 @@ def _rows(run: Run, vocabulary: dict[str, int], budget: int) -> list[dict]:
 
 
 def _epoch(row: ProbeRow, vocabulary: dict[str, int]) -> dict:
-    values = {measure.field: _whole(row.values[measure.field], SCALE) for measure in MEASURES if measure.field in row.values}
+    values = {
+        measure.field: _whole(row.values[measure.field], SCALE) for measure in MEASURES if measure.field in row.values
+    }
     tops = [_top(row, n, vocabulary) for n in range(len(row.tokens))]
     return {"epoch": row.epoch, "step": row.step, "values": values, "tops": tops}
 

@@ -20,7 +20,9 @@ from training.state import Position, Resume, file_sizes, read_state, remove_left
 LOCK = ".lock"
 # What a run writes into its folder, and so what starting over moves aside: the state first, since half a run that has
 # it could be resumed.
-OUTPUTS = tuple("resume epoch*_step* eval bad_steps metrics.jsonl dev_metrics.jsonl report.html train.log args.json".split())
+OUTPUTS = tuple(
+    "resume epoch*_step* eval bad_steps metrics.jsonl dev_metrics.jsonl report.html train.log args.json".split()
+)
 
 
 def open_resume(config: TrainConfig, deepspeed_settings: DeepSpeedSettings) -> Resume:

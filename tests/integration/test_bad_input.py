@@ -210,7 +210,10 @@ def job(world: Path, name: str) -> dict:
 def other_jobs(world: Path) -> list[dict]:
     """A bug on rank 0, and a run that goes well, its teacher with more ids than the student."""
     bug = job(world, "one rank's files")
-    bug |= {"name": BUG, "breaks": {"rank": 0, "function": "preflight.checks.Preflight.describe_models", "error": "RuntimeError"}}
+    bug |= {
+        "name": BUG,
+        "breaks": {"rank": 0, "function": "preflight.checks.Preflight.describe_models", "error": "RuntimeError"},
+    }
     good = job(world, "no teacher")["argv"] + ["--teacher-model-path", str(world / "wide_teacher")]
     good += ["--data-dir", str(world / "long"), "--save-dir", str(world / "cache/run")]
     return [bug, {"name": LONG, "argv": good}]
