@@ -281,17 +281,33 @@ class GenerationArguments(Group):
 
 
 @dataclass(frozen=True)
-class EvaluateArguments(Group):
-    """What is evaluated, on what, and where the results go."""
+class CheckpointArguments(Group):
+    """What is evaluated."""
 
-    model_path: str = option(
-        help="A checkpoint or a run (its best checkpoint), full or LoRA; or a base with --peft-path."
+    model_path: list[str] = option(
+        help="Checkpoints or runs (their best checkpoints), full or LoRA; or one base with --peft-path."
     )
+    peft_path: list[str] | None = option(None, "Adapters, each to put on --model-path.")
+    model_revision: str | None = option(None, "Commit, tag or branch of a hub id in --model-path.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "Weights in memory; auto: as they were saved."
+    )
+    attn_implementation: str | None = option(None, "See training.")
+    trust_remote_code: bool = option(False, "Run code that comes with a model.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        one_base = self.peft_path is None or len(self.model_path) == 1
+        require(one_base, "model_path", self.model_path, "pass one model, the base of all --peft-path")
+
+
+@dataclass(frozen=True)
+class EvaluateArguments(Group):
+    """On what it is evaluated, and where the results go."""
+
     data_dir: list[str] | None = option(
         None, "One or more folders with the split to answer; default: the run's own data."
     )
-    peft_path: str | None = option(None, "Adapter to put on --model-path.")
-    model_revision: str | None = option(None, "Commit, tag or branch of a hub id in --model-path.")
     split: str = option("valid", "Evaluate <data-dir>/<split>.jsonl.")
     seed: list[int] = option([10], "One pass of answers per seed.", aliases=["--seeds"])
     eval_batch_size: int = option(
@@ -315,14 +331,14 @@ class EvaluateArguments(Group):
         None, "For rows without a prompt of their own; default: as the run, else alpaca."
     )
     save_dir: str | None = option(
-        None, "Results; default: eval/<checkpoint's name> beside the checkpoint.", aliases=["--save"]
+        None,
+        "Results; default: eval/<checkpoint's name> beside each checkpoint, a table of several in outputs/tables.",
+        aliases=["--save"],
+    )
+    metrics: list[str] | None = option(
+        None, "Slow metrics beside those that are always computed: bertscore (needs the package bert_score)."
     )
     force: bool = option(False, "Answer again what the results have already.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", "Weights in memory; auto: as they were saved."
-    )
-    attn_implementation: str | None = option(None, "See training.")
-    trust_remote_code: bool = option(False, "Run code that comes with a model.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -334,6 +350,21 @@ class EvaluateArguments(Group):
             f"pass more than --max-prompt-length {longest_prompt or 32}",
         )
         require(len(set(self.seed)) == len(self.seed), "seed", self.seed, "name each seed once")
+
+
+@dataclass(frozen=True)
+class CompareArguments(Group):
+    """What is compared, and by what."""
+
+    run_or_ckpt: list[str] = option(help="Runs (their best checkpoints) or checkpoints, evaluated.", positional=True)
+    teacher: str | None = option(None, "Run or checkpoint of the teacher: how much of the gap to it is closed.")
+    metric: str = option("rougeL", "Compare by this score of the answers.")
+    save_dir: str | None = option(None, "Where comparison.json goes; default: outputs/tables/<names of the runs>.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if len(self.run_or_ckpt) < 2:
+            raise ValueError(f"RUN_OR_CKPT {self.run_or_ckpt[0]}: pass two or more to compare")
 
 
 class TrainConfig(NamedTuple):
@@ -356,6 +387,7 @@ class TrainConfig(NamedTuple):
 class EvaluateConfig(NamedTuple):
     """All groups of `code/evaluate.py`, and the accepted flags that had no effect."""
 
+    checkpoints: CheckpointArguments
     evaluate: EvaluateArguments
     generation: GenerationArguments
     ignored_flags: tuple[str, ...]
@@ -369,4 +401,11 @@ def parse_train_arguments(argv: Sequence[str]) -> TrainConfig:
 
 def parse_evaluate_arguments(argv: Sequence[str]) -> EvaluateConfig:
     """Flags of `code/evaluate.py`. Raises ValueError with the flag, its value and the remedy."""
-    return EvaluateConfig(*parse(argv, (EvaluateArguments, GenerationArguments), "code/evaluate.py"))
+    groups = (CheckpointArguments, EvaluateArguments, GenerationArguments)
+    return EvaluateConfig(*parse(argv, groups, "code/evaluate.py"))
+
+
+def parse_compare_arguments(argv: Sequence[str]) -> CompareArguments:
+    """Arguments of `code/compare.py`. Raises ValueError with the flag, its value and the remedy."""
+    args, _ = parse(argv, (CompareArguments,), "code/compare.py")
+    return args

@@ -1,59 +1,102 @@
-"""Evaluate a checkpoint: generate an answer to each prompt, and score it against the references.
+"""Evaluate checkpoints: generate an answer to each prompt, and score it against the references.
 
-    python code/evaluate.py --model-path outputs/run/epoch3_step300_loss1.5 --data-dir data/dolly --seeds 10 20 30 \
-        --do-sample
+    python code/evaluate.py --model-path outputs/sft outputs/todi --data-dir data/dolly data/vicuna \
+        --seeds 10 20 30 40 50 --do-sample
 
-The checkpoint is a whole model or a LoRA adapter (its base comes from the adapter, or: --model-path BASE --peft-path
-ADAPTER). Start with `python`, or with `torchrun` or `deepspeed` to share the prompts among ranks; the answers do not
-depend on the number of ranks. Writes answers, metrics and summary.json (evaluation/results.py says where), and prints
-a table of ROUGE-L. Results that are complete under the same settings are read, unless --force is given. Exit codes: 2:
-the input is wrong, and the message names the flag and the remedy; 74: a result could not be written.
+A checkpoint is a whole model or a LoRA adapter (its base comes from the adapter, or: --model-path BASE --peft-path
+ADAPTER); a run stands for its best checkpoint. Start with `python`, or with `torchrun` or `deepspeed` to share the
+prompts among ranks; the answers do not depend on the number of ranks. Writes answers, metrics and summary.json per
+checkpoint (evaluation/results.py says where), and the table of all (evaluation/tables.py) beside the results of one
+checkpoint, or in outputs/tables. Results that are complete under the same settings are read, unless --force is given.
+Exit codes: 2: the input is wrong, and the message names the flag and the remedy; 74: a result could not be written.
 """
 
-from arguments import EvaluateArguments, parse_evaluate_arguments
+from arguments import CheckpointArguments, EvaluateArguments, EvaluateConfig, parse_evaluate_arguments
 from flags import answer_early
 
 if __name__ == "__main__":  # before the imports that take seconds
     answer_early(parse_evaluate_arguments)
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from evaluation.defaults import fill_in
+from evaluation.defaults import Checkpoint, fill_in, find_checkpoints, tables_folder
 from evaluation.evaluator import Evaluator, report
+from evaluation.metrics import MAIN_METRIC, Metric, build_metrics, metric_names
 from evaluation.results import table, write_summary
-from evaluation.sets import read_sets
-from models.loading import load_checkpoint
+from evaluation.sets import DataSet, read_sets
+from evaluation.tables import Cell, Matrix
+from models.folders import short_names
+from models.loading import check_checkpoint, load_checkpoint
 from runtime.atomic import WriteError
 from runtime.exit_codes import NOT_WRITTEN, USER_ERROR_CODES, exit_on, naming_save_dir, run_entry
 from runtime.ranks import init_distributed, is_main_process
+
+REMEDY = "make room, or pass another folder"
+
+
+class Job(NamedTuple):
+    """A checkpoint to evaluate. args: with no value left open."""
+
+    checkpoint: Checkpoint
+    args: EvaluateArguments
+    data_sets: list[DataSet]
 
 
 def main(argv: list[str]) -> None:
     with exit_on(USER_ERROR_CODES):  # what a user can get wrong; a failure later keeps its traceback
         config = parse_evaluate_arguments(argv)
-        args = fill_in(config.evaluate)
-        data_sets = read_sets(args)
-        model, tokenizer = load(args)
-        device = init_distributed()
-    report(f"{args.model_path} on {', '.join(data_sets)}; results in {args.save_dir}")
+        jobs = plan(config)
+        metrics = build_metrics(config.generation, *metric_names(config.evaluate.metrics or ()))
+    device = init_distributed()
     if config.ignored_flags:
         report(f"without effect here: {' '.join(config.ignored_flags)}")
 
-    evaluator = Evaluator(model.to(device), tokenizer, args, config.generation)
-    with exit_on({WriteError: NOT_WRITTEN}), naming_save_dir(args.save_dir, "make room, or pass another folder"):
-        scores = {name: evaluator.evaluate(name, rows) for name, rows in data_sets.items()}
+    names = short_names([job.checkpoint.path for job in jobs])
+    folder = Path(jobs[0].args.save_dir) if len(jobs) == 1 else tables_folder(config.evaluate.save_dir, names)
+    cells = {name: evaluate(job, config, metrics, device) for name, job in zip(names, jobs)}
+    if is_main_process():
+        matrix = Matrix(cells)
+        with exit_on({WriteError: NOT_WRITTEN}), naming_save_dir(folder, REMEDY):
+            matrix.write(folder)
+        print(f"\ntables: {folder}/scores.md, scores.json, scores.csv\n{matrix.text()}")
+
+
+def plan(config: EvaluateConfig) -> list[Job]:
+    """Raises ValueError or FileNotFoundError for what would otherwise fail after hours."""
+    jobs = []
+    for checkpoint in find_checkpoints(config.checkpoints):
+        check_checkpoint(checkpoint.model_path, checkpoint.peft_path, config.checkpoints.model_revision)
+        args = fill_in(config.evaluate, checkpoint)
+        jobs.append(Job(checkpoint, args, read_sets(args)))
+    return jobs
+
+
+def evaluate(job: Job, config: EvaluateConfig, metrics: Mapping[str, Metric], device: torch.device) -> dict[str, Cell]:
+    """The checkpoint's row of the table, complete on rank 0; its model leaves the memory afterwards."""
+    checkpoint, args, data_sets = job
+    sets = ", ".join(data.name for data in data_sets)
+    report(f"{checkpoint.path} on {sets}; results in {args.save_dir}")
+    with exit_on(USER_ERROR_CODES):
+        model, tokenizer = load(checkpoint, config.checkpoints)
+    evaluator = Evaluator(checkpoint, model.to(device), tokenizer, args, config.generation, metrics)
+    with exit_on({WriteError: NOT_WRITTEN}), naming_save_dir(args.save_dir, REMEDY):
+        cells = {data.name: Cell.of(*evaluator.evaluate(data), metrics) for data in data_sets}
         if is_main_process():
             write_summary(Path(args.save_dir))
-            print(f"ROUGE-L of {args.model_path}\n\n{table(scores)}")
+            seeds = {name: cell.scores[MAIN_METRIC] for name, cell in cells.items()}
+            print(f"ROUGE-L of {checkpoint.path}\n\n{table(seeds)}\n", flush=True)
+    return cells
 
 
-def load(args: EvaluateArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load(checkpoint: Checkpoint, args: CheckpointArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return load_checkpoint(
-        args.model_path,
-        args.peft_path,
+        checkpoint.model_path,
+        checkpoint.peft_path,
         dtype="auto" if args.dtype == "auto" else getattr(torch, args.dtype),
         attn_implementation=args.attn_implementation,
         trust_remote_code=args.trust_remote_code,

@@ -38,14 +38,16 @@ def option(
     at_most: float | None = None,
     below: float | None = None,
     also: dict[int, str] | None = None,
+    positional: bool = False,
 ) -> Any:
     """A field of a `Group`: a flag with its default (none: required), help, other names and, of a number, bounds.
 
     also: values outside the bounds that are allowed, and what each is for: {-1: "for all of them"}.
+    positional: the values stand together on the command line, without a flag.
     """
     bounds = {"of at least": at_least, "above": above, "at most": at_most, "below": below}
     bounds = {word: limit for word, limit in bounds.items() if limit is not None}
-    metadata = {"help": help, "aliases": aliases, "bounds": bounds, "also": also or {}}
+    metadata = {"help": help, "aliases": aliases, "bounds": bounds, "also": also or {}, "positional": positional}
     if isinstance(default, list):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -91,8 +93,13 @@ class Flag(NamedTuple):
         return cls(field, str if choices else annotation, choices, many)
 
     @property
+    def positional(self) -> bool:
+        return self.field.metadata["positional"]
+
+    @property
     def option(self) -> str:
-        return f"--{self.field.name.replace('_', '-')}"
+        name = self.field.name
+        return name.upper() if self.positional else f"--{name.replace('_', '-')}"
 
     @property
     def required(self) -> bool:
@@ -106,6 +113,8 @@ class Flag(NamedTuple):
     @property
     def spellings(self) -> dict[str, str]:
         """Every spelling of the flag -> the one that argparse knows."""
+        if self.positional:
+            return {}
         names = [self.option, *self.field.metadata["aliases"]]
         spellings = {spelling: self.option for name in names for spelling in (name, f"--{_underscored(name)}")}
         if self.kind is bool:
@@ -129,6 +138,8 @@ class Flag(NamedTuple):
 
     @property
     def usage(self) -> str:
+        if self.positional:
+            return f"{self.option}{' ...' if self.many else ''}"
         values = "|".join(self.choices) or self.field.name.split("_")[-1].upper()
         if self.kind is bool:
             values = "true|false" if self.default else ""
@@ -158,6 +169,9 @@ class _Parser(argparse.ArgumentParser):
         self.groups = groups
         for flag in (flag for flags in groups.values() for flag in flags):
             count = {"nargs": "+"} if flag.many else {"nargs": "?", "const": "true"} if flag.kind is bool else {}
+            if flag.positional:
+                self.add_argument(flag.field.name, metavar=flag.option, **count)
+                continue
             default = argparse.SUPPRESS
             self.add_argument(flag.option, dest=flag.field.name, required=flag.required, default=default, **count)
 

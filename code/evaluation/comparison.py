@@ -19,7 +19,10 @@ DRAWS_AT_ONCE = 2**22  # indices; bounds the memory
 
 @dataclass(frozen=True)
 class Comparison:
-    """Second model minus first. low, high: of the 95 % interval. p: two-sided. Examples that it wins, ties and loses."""
+    """Second model minus first.
+
+    low, high: the 95 % interval. p: two-sided. wins, ties, losses: examples of the second model.
+    """
 
     difference: float
     low: float

@@ -1,39 +1,69 @@
 """What the flags of an evaluation leave open, taken from the run that wrote the checkpoint."""
 
-from dataclasses import replace
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from arguments import EvaluateArguments
+from arguments import CheckpointArguments, EvaluateArguments
 from models.folders import find_checkpoint, locate, run_arguments
 
 # Without a run to take them from: the defaults of training.
 WITHOUT_RUN = {"max_length": 512, "max_prompt_length": 256, "prompt_template": "alpaca"}
+LONGEST_NAME = 120  # of a folder
 
 
-def fill_in(args: EvaluateArguments) -> EvaluateArguments:
-    """Paths become checkpoints; data, lengths and prompt template those of the run; results go beside the checkpoint.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model or an adapter (`model_path`), or a model with an adapter for it. Folders or hub ids."""
 
-    Raises ValueError.
-    """
-    model_path = find_checkpoint("--model-path", args.model_path)
-    peft_path = None if args.peft_path is None else find_checkpoint("--peft-path", args.peft_path)
-    run = run_arguments(peft_path or model_path)
+    model_path: str
+    peft_path: str | None = None
+
+    @property
+    def path(self) -> str:
+        """What training wrote: the adapter if there is one."""
+        return self.peft_path or self.model_path
+
+
+def find_checkpoints(args: CheckpointArguments) -> list[Checkpoint]:
+    """Each once, in the order of the flags. Raises ValueError."""
+    models = [find_checkpoint("--model-path", path) for path in args.model_path]
+    if args.peft_path is None:
+        return [Checkpoint(path) for path in dict.fromkeys(models)]
+    adapters = [find_checkpoint("--peft-path", path) for path in args.peft_path]
+    return [Checkpoint(models[0], path) for path in dict.fromkeys(adapters)]
+
+
+def fill_in(args: EvaluateArguments, checkpoint: Checkpoint) -> EvaluateArguments:
+    """Data, lengths and prompt template are those of the run; results go beside the checkpoint. Raises ValueError."""
+    run = run_arguments(checkpoint.path)
     data_dir = args.data_dir or ([run["data_dir"]] if "data_dir" in run else [])
     if not data_dir:
-        raise ValueError(f"--data-dir: name a folder; {peft_path or model_path} has no run beside it to take it from")
+        raise ValueError(f"--data-dir: name a folder; {checkpoint.path} has no run beside it to take it from")
     of_run = {
         name: run.get(name, default) if getattr(args, name) is None else getattr(args, name)
         for name, default in WITHOUT_RUN.items()
     }
     return replace(
         args,
-        model_path=model_path,
-        peft_path=peft_path,
         data_dir=[str(locate(folder)) for folder in data_dir],
-        save_dir=args.save_dir or str(_results_folder(Path(peft_path or model_path))),
+        save_dir=args.save_dir or str(results_folder(checkpoint.path)),
         **of_run,
     )
 
 
-def _results_folder(checkpoint: Path) -> Path:
-    return checkpoint.parent / "eval" / checkpoint.name if checkpoint.is_dir() else Path("outputs/eval") / checkpoint
+def results_folder(checkpoint: str) -> Path:
+    """Where an evaluation without --save-dir puts its results."""
+    path = Path(checkpoint)
+    return path.parent / "eval" / path.name if path.is_dir() else Path("outputs/eval") / path
+
+
+def tables_folder(save_dir: str | None, names: Sequence[str]) -> Path:
+    """Where what compares several checkpoints goes. names: short and unique (`models.folders.short_names`)."""
+    if save_dir is not None:
+        return Path(save_dir)
+    name = "-".join(names).replace("/", "-")
+    if len(name) > LONGEST_NAME:
+        name = f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return Path("outputs/tables") / name

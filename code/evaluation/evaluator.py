@@ -1,18 +1,22 @@
-"""A checkpoint on one data set after another: results that are complete are read, missing ones are made."""
+"""A checkpoint on one data set after another: results that are complete are read, missing ones are made.
+
+Each seed is written as soon as it is answered and scored: the same command resumes an interrupted evaluation.
+"""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from arguments import EvaluateArguments, GenerationArguments
-from data_utils.dataset import Row
 from data_utils.prompts import prompt_template
-from evaluation.metrics import MAIN_METRIC, Answer, build_metrics
+from evaluation.defaults import Checkpoint
+from evaluation.metrics import Metric
 from evaluation.results import Results
 from evaluation.scoring import EvaluationSet, score, warnings
+from evaluation.sets import DataSet
 from evaluation.settings import evaluation_settings
 from generation.transformers_generator import TransformersGenerator
 from runtime.ranks import from_main_process, is_main_process
@@ -20,48 +24,46 @@ from runtime.ranks import from_main_process, is_main_process
 
 @dataclass(frozen=True)
 class Evaluator:
-    """args: with no value left open (`evaluation.defaults`)."""
+    """args: with no value left open (`evaluation.defaults`). metrics: all that each answer is scored by."""
 
+    checkpoint: Checkpoint
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     args: EvaluateArguments
     generation: GenerationArguments
+    metrics: Mapping[str, Metric]
 
-    def evaluate(self, name: str, rows: Sequence[Row]) -> dict[int, float]:
-        """ROUGE-L of each seed, on rank 0, which writes the results. Collective. Raises WriteError."""
-        results = self._results(name, rows)
+    def evaluate(self, data: DataSet) -> tuple[Results, dict[int, dict]]:
+        """The results and, on rank 0, which writes them, metrics.json by seed. Collective. Raises WriteError."""
+        results = self._results(data)
         complete = from_main_process({} if self.args.force else results.complete())
         seeds = self._seeds(complete)
         missing = [seed for seed in seeds if seed not in complete]
         if len(missing) < len(seeds):
-            report(f"{name}: seeds that are complete in {results.folder} are not answered again (--force does)")
-        if empty := [row.place for row in rows if not any(row.responses)]:
-            report(f"{name}: {len(empty)} rows have an empty reference and count 0: {', '.join(empty[:5])}")
-        started = time.perf_counter()
-        answers_of_seeds = self._answers(name, rows, missing) if missing else {}
-        seconds = (time.perf_counter() - started) / max(len(missing), 1)
-        if not is_main_process():
-            return {}
-        metrics = build_metrics(self.generation)
-        texts = {
-            "references": [response for row in rows for response in row.responses],
-            "answers": [answer.text for answers in answers_of_seeds.values() for answer in answers],
+            report(f"{data.name}: seeds that are complete in {results.folder} are not answered again (--force does)")
+        references = [text for row in data.rows for text in row.responses]
+        for warning in [*data.warnings(), *warnings(self.metrics, {"references": references})]:
+            report(f"{data.name}: {warning}")
+        if is_main_process():
+            for seed in [seed for seed in seeds if seed in complete]:
+                self._add_missing_metrics(results, seed, complete[seed])
+        if missing:
+            self._answer(data, results, missing)
+        by_seed = results.complete() if is_main_process() else {}
+        return results, {seed: by_seed[seed] for seed in seeds if seed in by_seed}
+
+    def _results(self, data: DataSet) -> Results:
+        args, checkpoint = self.args, self.checkpoint
+        settings = evaluation_settings(self.model, checkpoint, data.name, data.rows, args, self.generation)
+        notes = {
+            "model_path": checkpoint.model_path,
+            "peft_path": checkpoint.peft_path,
+            "data_dir": args.data_dir,
+            "data": data.origin,
         }
-        for warning in warnings(metrics, texts):
-            report(f"{name}: {warning}")
-        for seed, answers in answers_of_seeds.items():
-            scores = score(answers, metrics)
-            results.write(seed, answers, scores, seconds)
-            complete[seed] = scores.overall[MAIN_METRIC]
-        return {seed: complete[seed] for seed in seeds}
+        return Results(Path(args.save_dir), f"{data.name}-{args.split}", settings, notes)
 
-    def _results(self, name: str, rows: Sequence[Row]) -> Results:
-        args = self.args
-        settings = evaluation_settings(self.model, name, rows, args, self.generation)
-        notes = {"model_path": args.model_path, "peft_path": args.peft_path, "data_dir": args.data_dir}
-        return Results(Path(args.save_dir), f"{name}-{args.split}", settings, notes)
-
-    def _seeds(self, complete: dict[int, float]) -> list[int]:
+    def _seeds(self, complete: Mapping[int, object]) -> list[int]:
         """One is enough without sampling: a complete one if there is any."""
         if self.generation.do_sample:
             return self.args.seed
@@ -70,21 +72,41 @@ class Evaluator:
             report(f"without --do-sample every seed gives the same answers: only seed {seed} runs")
         return [seed]
 
-    def _answers(self, name: str, rows: Sequence[Row], seeds: Sequence[int]) -> dict[int, list[Answer]]:
+    def _answer(self, data: DataSet, results: Results, seeds: Sequence[int]) -> None:
         args = self.args
         ending = prompt_template(args.prompt_template).ending
-        questions = EvaluationSet(rows, self.tokenizer, args.max_prompt_length, ending)
+        questions = EvaluationSet(data.rows, self.tokenizer, args.max_prompt_length, ending)
         if cut := questions.cut_prompts:
-            report(f"{name}: {cut} of {len(rows)} prompts are longer than {args.max_prompt_length} tokens and were cut")
-        generator = TransformersGenerator(
-            self.model,
-            self.tokenizer,
-            self.generation,
-            max_new_tokens=args.max_length - args.max_prompt_length,
-            tokens_per_batch=args.eval_batch_size * args.max_length,
-            description=name,
-        )
-        return questions.answers(generator, seeds)
+            all_rows, limit = len(data.rows), args.max_prompt_length
+            report(f"{data.name}: {cut} of {all_rows} prompts are longer than {limit} tokens and were cut")
+        for seed in seeds:
+            generator = TransformersGenerator(
+                self.model,
+                self.tokenizer,
+                self.generation,
+                max_new_tokens=args.max_length - args.max_prompt_length,
+                tokens_per_batch=args.eval_batch_size * args.max_length,
+                description=f"{data.name}, seed {seed}",
+            )
+            started = time.perf_counter()
+            answers_of_seeds = questions.answers(generator, [seed])
+            seconds = time.perf_counter() - started
+            for answers in answers_of_seeds.values():  # on rank 0
+                results.write(seed, answers, score(answers, self.metrics), seconds)
+                found = warnings(self.metrics, {"answers": [answer.text for answer in answers]})
+                for warning in found if seed == seeds[0] else []:
+                    report(f"{data.name}: {warning}")
+
+    def _add_missing_metrics(self, results: Results, seed: int, complete: Mapping[str, object]) -> None:
+        missing = {name: metric for name, metric in self.metrics.items() if name not in complete}
+        if not missing:
+            return
+        answers = results.read_answers(seed)
+        if answers is None:
+            report(f"{results.folder}: answers without their lengths have no {', '.join(missing)} (--force adds them)")
+            return
+        report(f"{results.name}: seed {seed} gets {', '.join(missing)} from its answers on disk")
+        results.add(seed, score(answers, missing))
 
 
 def report(message: str) -> None:

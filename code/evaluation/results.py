@@ -1,14 +1,15 @@
 """Results of evaluations on disk, found by what was evaluated and how; and as a table.
 
 <root>/<set>-<split>/<fingerprint>/settings.json            what was evaluated and how
-<root>/<set>-<split>/<fingerprint>/seed<S>/answers.jsonl    one JSON object per row: prompt, answer, references, and the
-                                                            score by each metric
+<root>/<set>-<split>/<fingerprint>/seed<S>/answers.jsonl    one JSON object per row: prompt, answer, references, length
+                                                            in tokens, whether it ended with EOS, whether the prompt
+                                                            was cut, and the score by each metric
 <root>/<set>-<split>/<fingerprint>/seed<S>/metrics.json     each metric over all rows; rows, seed, seconds, made
 <root>/summary.json                                         all evaluations below <root>, the latest last
 
 The fingerprint is a hash of the settings: evaluations with different settings never overwrite each other, and one with
 the same settings finds its results. The metrics are not part of it: they do not change an answer, and results that
-lack a metric that was added later still count as complete.
+lack a metric get it from the answers on disk.
 """
 
 import hashlib
@@ -20,12 +21,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from evaluation.metrics import MAIN_METRIC, Answer
+from evaluation.metrics import ANSWER_FIELDS, MAIN_METRIC, Answer
 from evaluation.scoring import Scores
-from runtime.atomic import new_folder, write_text
+from runtime.atomic import new_folder, remove_unfinished, write_text
 from runtime.locks import lock
 
 FINGERPRINT_LENGTH = 12  # hexadecimal digits
+NOTES = ("model_path", "peft_path", "data_dir", "data")
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Results:
     """The results on one data set under one set of settings; each seed has a folder of its own.
 
     settings: all that decides answers and scores except the seed, as JSON has it.
-    notes: stored with the settings for the reader; not part of the fingerprint.
+    notes: stored with the settings for the reader, by NOTES; not part of the fingerprint.
     """
 
     root: Path
@@ -46,25 +48,64 @@ class Results:
         text = json.dumps(self.settings, sort_keys=True)
         return self.root / self.name / hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_LENGTH]
 
-    def complete(self) -> dict[int, float]:
-        """ROUGE-L of each seed whose results are there."""
-        return _main_scores(_read_metrics(self.folder))
+    def complete(self) -> dict[int, dict]:
+        """metrics.json of each seed whose results are there."""
+        if not self.folder.is_dir():
+            return {}
+        with _locked(self.root):
+            remove_unfinished(self.folder)  # by a process that was killed
+        return {of_seed["seed"]: of_seed for of_seed in read_metrics(self.folder)}
 
     def write(self, seed: int, answers: Sequence[Answer], scores: Scores, seconds: float) -> None:
         """Writes the answers and scores of a seed in place of any that it had. Raises WriteError."""
         records = [
-            {"prompt": answer.prompt, "answer": answer.text, "references": list(answer.references)}
-            | {name: round(of_metric[i], 4) for name, of_metric in scores.each.items()}
-            for i, answer in enumerate(answers)
+            {
+                "prompt": answer.prompt,
+                "answer": answer.text,
+                "references": list(answer.references),
+                "tokens": answer.tokens,
+                "ended": answer.ended,
+                "cut": answer.cut,
+            }
+            for answer in answers
         ]
         made = datetime.now().isoformat(timespec="milliseconds")
-        metrics = {**scores.overall, "rows": len(answers), "seed": seed, "seconds": round(seconds, 2), "made": made}
+        self._write(records, scores, {"rows": len(answers), "seed": seed, "seconds": round(seconds, 2), "made": made})
+
+    def read_answers(self, seed: int) -> list[Answer] | None:
+        """The answers of a complete seed; None if they lack a field that metrics may need."""
+        records = read_answers(self.folder, seed)
+        if any(name not in record for record in records for name in ANSWER_FIELDS):
+            return None
+        return [
+            Answer(
+                record["prompt"],
+                record["answer"],
+                tuple(record["references"]),
+                tokens=record["tokens"],
+                ended=record["ended"],
+                cut=record["cut"],
+            )
+            for record in records
+        ]
+
+    def add(self, seed: int, scores: Scores) -> None:
+        """Adds scores by further metrics to those of a complete seed. Raises WriteError."""
+        path = self.folder / f"seed{seed}/metrics.json"
+        self._write(read_answers(self.folder, seed), scores, json.loads(path.read_text()))
+
+    def _write(self, records: Sequence[dict], scores: Scores, metrics: dict) -> None:
+        """records, metrics: what answers.jsonl and metrics.json have beside `scores`."""
+        records = [
+            record | {name: round(of_metric[i], 4) for name, of_metric in scores.each.items()}
+            for i, record in enumerate(records)
+        ]
         with _locked(self.root):
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.folder / "settings.json", json.dumps({**self.settings, **self.notes}, indent=2) + "\n")
-            with new_folder(self.folder / f"seed{seed}") as part:
+            with new_folder(self.folder / f"seed{metrics['seed']}") as part:
                 (part / "answers.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-                (part / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+                (part / "metrics.json").write_text(json.dumps(scores.overall | metrics, indent=2) + "\n")
 
 
 def write_summary(root: Path) -> None:
@@ -110,23 +151,28 @@ def _all_evaluations(root: Path) -> list[dict]:
         {
             "fingerprint": path.parent.name,
             "made": max(of_seed["made"] for of_seed in metrics),
-            MAIN_METRIC: summarise(_main_scores(metrics)),
+            MAIN_METRIC: summarise({of_seed["seed"]: of_seed[MAIN_METRIC] for of_seed in metrics}),
             **json.loads(path.read_text()),
         }
         for path in root.glob("*/*/settings.json")
-        if (metrics := _read_metrics(path.parent))
+        if (metrics := read_metrics(path.parent))
     ]
     return sorted(found, key=lambda evaluation: (evaluation["made"], evaluation["fingerprint"]))
 
 
-def _main_scores(metrics: Sequence[Mapping]) -> dict[int, float]:
-    return {of_seed["seed"]: of_seed[MAIN_METRIC] for of_seed in metrics}
-
-
-def _read_metrics(folder: Path) -> list[dict]:
-    """metrics.json of each seed; a seed's folder appears when it is complete."""
+def read_metrics(folder: Path) -> list[dict]:
+    """metrics.json of each seed of an evaluation; a seed's folder appears when it is complete."""
     metrics = [json.loads(path.read_text()) for path in folder.glob("seed*/metrics.json")]
     return sorted(metrics, key=lambda of_seed: of_seed["seed"])
+
+
+def read_answers(folder: Path, seed: int) -> list[dict]:
+    """answers.jsonl of a seed. Raises ValueError if it cannot be read."""
+    path = folder / f"seed{seed}/answers.jsonl"
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: {error}; delete its folder, and the evaluation makes it again") from None
 
 
 @contextmanager

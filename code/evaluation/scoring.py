@@ -52,8 +52,15 @@ class EvaluationSet:
     def _read(self, ids_of_answers: Sequence[list[int]]) -> list[Answer]:
         texts = self.tokenizer.batch_decode(ids_of_answers, skip_special_tokens=True)
         return [
-            Answer(row.prompt, text.strip(), row.responses, len(ids), ids[-1:] == [self.tokenizer.eos_token_id])
-            for row, text, ids in zip(self.rows, texts, ids_of_answers)
+            Answer(
+                row.prompt,
+                text.strip(),
+                row.responses,
+                tokens=len(ids),
+                ended=ids[-1:] == [self.tokenizer.eos_token_id],
+                cut=len(prompt) > self.max_prompt_length,
+            )
+            for row, prompt, text, ids in zip(self.rows, self.prompts, texts, ids_of_answers)
         ]
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from arguments import EvaluateArguments, GenerationArguments
 from data_utils.dataset import Row
+from evaluation.defaults import Checkpoint
 from generation.base import decoding
 from models.files import digest
 from models.loading import adapter_base
@@ -22,7 +23,12 @@ CHECKPOINT_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")  # weig
 
 
 def evaluation_settings(
-    model: PreTrainedModel, name: str, rows: Sequence[Row], args: EvaluateArguments, generation: GenerationArguments
+    model: PreTrainedModel,
+    checkpoint: Checkpoint,
+    name: str,
+    rows: Sequence[Row],
+    args: EvaluateArguments,
+    generation: GenerationArguments,
 ) -> dict:
     """As JSON has it. Only `weights` differs between checkpoints that are evaluated in the same way."""
     content = json.dumps([(row.prompt, row.responses) for row in rows])
@@ -33,7 +39,7 @@ def evaluation_settings(
         "device": model.device.type,
     }
     return {
-        "weights": _weights(args, model),
+        "weights": _weights(checkpoint, model),
         "set": name,
         "split": args.split,
         "rows": {"count": len(rows), "sha256": hashlib.sha256(content.encode()).hexdigest()},
@@ -48,9 +54,9 @@ def evaluation_settings(
     }
 
 
-def _weights(args: EvaluateArguments, model: PreTrainedModel) -> dict[str, str]:
+def _weights(checkpoint: Checkpoint, model: PreTrainedModel) -> dict[str, str]:
     """Digests of model and adapter with their tokenizers: a folder whose files were replaced is another checkpoint."""
-    path, adapter = args.model_path, args.peft_path
+    path, adapter = checkpoint.model_path, checkpoint.peft_path
     if adapter is None and (Path(path) / "adapter_config.json").is_file():
         path, adapter = adapter_base(path)[0], path
     parts = {"model": path} | ({} if adapter is None else {"adapter": adapter})

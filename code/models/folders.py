@@ -7,6 +7,7 @@ In: a path as passed to a flag. Out: the folder of one model or LoRA adapter, or
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,3 +58,22 @@ def _score(checkpoint: Path) -> tuple[float, ...]:
     values |= {name: float(value) for name, value in re.findall(r"([a-z]+)(nan|inf|[\d.]+)", checkpoint.name)}
     values["loss"] = -values["loss"]
     return tuple(-math.inf if math.isnan(value) else value for value in values.values())
+
+
+def short_names(checkpoints: Sequence[str]) -> list[str]:
+    """A name for each, as short as it can be without being another's.
+
+    That of its run, with as many of the folders above as it takes; of several checkpoints in a run also their own.
+    """
+    runs = [Path(path).resolve() if Path(path).is_dir() else Path(path) for path in checkpoints]
+    runs = [run.parent if run.name.startswith("epoch") else run for run in runs]
+    names = {}
+    for run in runs:
+        others = {other for other in runs if other != run}
+        tails = ["/".join(run.parts[-depth:]) for depth in range(1, len(run.parts) + 1)]
+        of_others = {"/".join(other.parts[-depth:]) for other in others for depth in range(1, len(other.parts) + 1)}
+        names[run] = next((tail for tail in tails if tail not in of_others), tails[-1])
+    return [
+        names[run] if runs.count(run) == 1 else f"{names[run]}/{Path(path).name}"
+        for run, path in zip(runs, checkpoints)
+    ]

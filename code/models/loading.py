@@ -95,6 +95,25 @@ def load_checkpoint(
 
     path: a full checkpoint, to which `peft_path` adds an adapter; or an adapter alone, whose config names its base.
     """
+    path, peft_path, revision = check_checkpoint(path, peft_path, revision)
+    model = _load(
+        path, dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code, revision=revision
+    )
+    tokenizer_path = path
+    if peft_path is not None:
+        model = merge_adapter(model, peft_path)
+        if (Path(peft_path) / "tokenizer_config.json").is_file():
+            tokenizer_path, revision = peft_path, None
+    return model.eval(), load_tokenizer(tokenizer_path, trust_remote_code, revision)
+
+
+def check_checkpoint(
+    path: str, peft_path: str | None = None, revision: str | None = None
+) -> tuple[str, str | None, str | None]:
+    """Model, adapter and the model's revision of a checkpoint to evaluate, as `load_checkpoint` takes it.
+
+    Raises ValueError if a folder is missing or incomplete.
+    """
     check_revision("--model-revision", revision, path)
     if peft_path is None and (Path(path) / "adapter_config.json").is_file():
         peft_path = path
@@ -106,15 +125,7 @@ def load_checkpoint(
     check_model_path("--model-path", path)
     if peft_path is not None:
         check_adapter_path("--peft-path", peft_path)
-    model = _load(
-        path, dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code, revision=revision
-    )
-    tokenizer_path = path
-    if peft_path is not None:
-        model = merge_adapter(model, peft_path)
-        if (Path(peft_path) / "tokenizer_config.json").is_file():
-            tokenizer_path, revision = peft_path, None
-    return model.eval(), load_tokenizer(tokenizer_path, trust_remote_code, revision)
+    return path, peft_path, revision
 
 
 def merge_adapter(model: PreTrainedModel, path: str) -> PreTrainedModel:

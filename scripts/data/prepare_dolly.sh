@@ -1,7 +1,5 @@
 #!/usr/bin/env bash
-# Downloads databricks-dolly-15k into data/dolly.   bash scripts/data/prepare_dolly.sh [--force]
+# Makes data/dolly from databricks-dolly-15k.   bash scripts/data/prepare_dolly.sh [--force] [FLAGS...]
 set -euo pipefail
 
-# shellcheck source=scripts/lib/common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/../lib/common.sh"
-run_printed "$PYTHON" scripts/data/prepare_dolly.py "$@"
+exec bash "$(dirname "${BASH_SOURCE[0]}")/prepare.sh" dolly "$@"

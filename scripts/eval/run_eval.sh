@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# ROUGE-L of a full model or a LoRA adapter on the five instruction sets, mean and deviation over five seeds.
+# ROUGE-L and other scores of full models or LoRA adapters on the five instruction sets, mean and deviation over five
+# seeds, in one table.
 #
-#   bash scripts/eval/run_eval.sh RUN_OR_CKPT [BATCH] [FLAGS...]
+#   bash scripts/eval/run_eval.sh RUN_OR_CKPT [RUN_OR_CKPT...] [BATCH] [FLAGS...]
 #
 # RUN_OR_CKPT is a checkpoint or the folder of a run (its best checkpoint), relative to the working directory or to the
-# repository. Missing data sets are skipped (data/README.md); if all are missing, the run is evaluated on the data that
+# repository. BATCH is a number. What is complete is not done again, so the same command resumes an interrupted
+# evaluation (docs/evaluation.md). Missing data sets are skipped (data/README.md); if all are missing, the run is evaluated on the data that
 # it was trained on.
 # Edit a variable here or set it in the environment; scripts/lib/flags.txt lists the others (MAX_LENGTH, TOP_P, ...).
 set -euo pipefail
@@ -19,10 +21,9 @@ caller_dir=$PWD # common.sh changes to the root of the repository
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../lib/common.sh"
 
-[[ $# -ge 1 ]] || fail "pass the checkpoint: bash $0 RUN_OR_CKPT [BATCH] [FLAGS...]"
-checkpoint=$1
-shift
-if [[ -e $caller_dir/$checkpoint ]]; then checkpoint=$caller_dir/$checkpoint; fi
+take_checkpoints "$caller_dir" "$@"
+shift ${#checkpoints[@]}
+[[ ${#checkpoints[@]} -ge 1 ]] || fail "pass the checkpoint: bash $0 RUN_OR_CKPT [RUN_OR_CKPT...] [BATCH] [FLAGS...]"
 if [[ $# -ge 1 && $1 != -* ]]; then
     # shellcheck disable=SC2034 # `pass` reads it
     EVAL_BATCH_SIZE=$1
@@ -30,9 +31,9 @@ if [[ $# -ge 1 && $1 != -* ]]; then
     shift
 fi
 if [[ -n $BASE_MODEL_PATH ]]; then
-    flags=(--model-path "$BASE_MODEL_PATH" --peft-path "$checkpoint")
+    flags=(--model-path "$BASE_MODEL_PATH" --peft-path "${checkpoints[@]}")
 else
-    flags=(--model-path "$checkpoint")
+    flags=(--model-path "${checkpoints[@]}")
 fi
 
 IFS=: read -r -a folders <<<"$DATA_DIRS"

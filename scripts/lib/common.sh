@@ -123,6 +123,18 @@ launch() {
     run_printed "${command[@]}" "$entry" "$@"
 }
 
+# take_checkpoints FOLDER WORDS...: the words before the first flag or number become `checkpoints`, relative to FOLDER
+# where they exist there.
+take_checkpoints() {
+    local folder=$1 word
+    checkpoints=()
+    for word in "${@:2}"; do
+        if [[ $word == -* || $word =~ ^[0-9]+$ ]]; then break; fi
+        if [[ -e $folder/$word ]]; then word=$folder/$word; fi
+        checkpoints+=("$word")
+    done
+}
+
 # pass RUN: appends to `flags` the variables that are set and that flags.txt lists for RUN.
 pass() {
     local variable flag runs

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import foreign_flags
 from arguments import (
+    CheckpointArguments,
     DataArguments,
     EvaluateArguments,
     EvaluateConfig,
@@ -27,9 +28,12 @@ from arguments import (
     parse_evaluate_arguments,
     parse_train_arguments,
 )
+from flags import Group, option
+from flags import parse as parse_groups
 
 TRAIN_GROUPS = (ModelArguments, TeacherArguments, KDArguments, DataArguments, TrainArguments, GenerationArguments)
-EVALUATE_GROUPS = (EvaluateArguments, GenerationArguments)
+OF_EVALUATION = (CheckpointArguments, EvaluateArguments)
+EVALUATE_GROUPS = (*OF_EVALUATION, GenerationArguments)
 REQUIRED = ("--model-path", "student", "--data-dir", "data/dolly")
 
 # The flags of the official training and evaluation scripts, as they stand there.
@@ -181,7 +185,7 @@ READ_HERE = {"criterion", "kd_objective"}  # by KDArguments.objective
 @pytest.mark.parametrize("group", dict.fromkeys((*TRAIN_GROUPS, *EVALUATE_GROUPS)), ids=lambda group: group.__name__)
 def test_every_field_is_read_somewhere(root, group):
     of_evaluation = {root / "code/evaluate.py", *(root / "code/evaluation").glob("*.py")}
-    files = of_evaluation if group is EvaluateArguments else {*(root / "code").rglob("*.py")} - of_evaluation
+    files = of_evaluation if group in OF_EVALUATION else {*(root / "code").rglob("*.py")} - of_evaluation
     texts = [path.read_text() for path in files if path.name != "arguments.py"]
     found = {name for text in texts for names in READ.findall(text) for name in names} | READ_HERE
     unread = [field.name for field in dataclasses.fields(group) if field.name not in found]
@@ -315,7 +319,7 @@ def test_what_other_programs_take_is_answered_with_what_to_use(parse, words, sai
 
 def test_flags_of_other_trainers_lead_to_flags_that_parse():
     known = {
-        f.name.replace("_", "-") for group in (*TRAIN_GROUPS, EvaluateArguments) for f in dataclasses.fields(group)
+        f.name.replace("_", "-") for group in (*TRAIN_GROUPS, *OF_EVALUATION) for f in dataclasses.fields(group)
     }
     renamed = {theirs: ours.split()[0] for theirs, ours in foreign_flags.RENAMED_FLAGS.items()}
     assert set(renamed.values()) <= known
@@ -390,7 +394,7 @@ OUTSIDE = {"of at least": -1, "above": 0, "at most": 1, "below": 0}  # of a boun
 
 @pytest.mark.parametrize("group", dict.fromkeys((*TRAIN_GROUPS, *EVALUATE_GROUPS)), ids=lambda group: group.__name__)
 def test_numbers_outside_their_bounds_name_flag_value_and_remedy(group):
-    parse = parse_evaluate if group is EvaluateArguments else parse_train
+    parse = parse_evaluate if group in OF_EVALUATION else parse_train
     for field in dataclasses.fields(group):
         flag, kind = f"--{field.name.replace('_', '-')}", base_type(typing.get_type_hints(group)[field.name])
         values = [kind(limit + OUTSIDE[word]) for word, limit in field.metadata["bounds"].items()]
@@ -519,6 +523,22 @@ def test_negative_numbers_are_values():
     config = parse_train("--train-num", "-1", "--ab-alpha", "-0.5", "--loss-scale", "-1")
     assert (config.data.train_num, config.kd.ab_alpha) == (-1, -0.5)
     assert config.ignored_flags == ("--loss-scale",)
+
+
+def test_positional_arguments(capsys):
+    group = dataclasses.make_dataclass(
+        "Runs",
+        [("run", list[str], option(help="Runs.", positional=True)), ("name", str, option("x"))],
+        bases=(Group,),
+        frozen=True,
+    )
+    for words in (["a", "b", "--name", "c"], ["--name", "c", "a", "b"]):
+        assert dataclasses.astuple(parse_groups(words, [group], "p.py")[0]) == (["a", "b"], "c")
+    with pytest.raises(ValueError, match=r"required: RUN$"):
+        parse_groups([], [group], "p.py")
+    with pytest.raises(SystemExit):
+        parse_groups(["--help"], [group], "p.py")
+    assert "usage: python p.py RUN ... [FLAGS]" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("group", [TrainArguments(), KDArguments()])

@@ -152,13 +152,17 @@ def test_answers_and_metrics_are_written(tmp_path):
     made.write(10, [answer("ä\n\u2028 \ud800", "a", "b"), answer("b", "c")], scores(1.23456, rows=2), 2.345)
     folder = made.folder / "seed10"
     first, second = (json.loads(line) for line in (folder / "answers.jsonl").read_text().split("\n")[:-1])
-    assert first == {"prompt": "Say red.", "answer": "ä\n\u2028 \ud800", "references": ["a", "b"], "rougeL": 1.2346}
+    assert first == {"prompt": "Say red.", "answer": "ä\n\u2028 \ud800", "references": ["a", "b"], "rougeL": 1.2346} | {
+        "tokens": 3,
+        "ended": True,
+        "cut": False,
+    }
     assert second["references"] == ["c"]
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics == {"rougeL": 1.23456, "rows": 2, "seed": 10, "seconds": 2.35, "made": metrics["made"]}
     assert {path.name for path in folder.iterdir()} == {"answers.jsonl", "metrics.json"}
     assert json.loads((made.folder / "settings.json").read_text()) == {"set": "set", "model_path": "m"}
-    assert made.complete() == {10: 1.23456}
+    assert made.complete() == {10: metrics}
 
 
 def test_the_summary_lists_all_that_is_on_disk(tmp_path):

@@ -11,7 +11,7 @@ import torch
 
 from arguments import ModelArguments, parse_evaluate_arguments, parse_train_arguments
 from criterions import build_criterion, unused_arguments
-from evaluation.defaults import fill_in
+from evaluation.defaults import fill_in, find_checkpoints
 from models import folders
 from models.folders import ROOT, find_checkpoint
 from models.loading import adapter_base, load_student
@@ -212,8 +212,10 @@ def test_global_batch_counts_examples_not_tokens():
 
 def test_evaluation_takes_data_and_lengths_from_the_run(tmp_path, monkeypatch):
     def filled(*words):
-        args = fill_in(parse_evaluate_arguments(["--model-path", *words]).evaluate)
-        return args.model_path, args.data_dir, args.max_length, args.max_prompt_length, args.prompt_template
+        config = parse_evaluate_arguments(["--model-path", *words])
+        (checkpoint,) = find_checkpoints(config.checkpoints)
+        args = fill_in(config.evaluate, checkpoint)
+        return checkpoint.path, args.data_dir, args.max_length, args.max_prompt_length, args.prompt_template
 
     monkeypatch.chdir(tmp_path)
     run = make_checkpoint(Path("run/epoch1_step2_loss3.0"), "adapter_config.json").parent

@@ -268,7 +268,7 @@ def test_mistake_names_the_variable_and_the_remedy(variables, message):
 def test_mistakes_of_an_evaluation():
     for arguments, message in (
         ([], "pass the checkpoint: bash"),
-        (["model", "many"], "EVAL_BATCH_SIZE=many: pass a whole number"),
+        (["model", "0"], "EVAL_BATCH_SIZE=0: pass a whole number"),
         (["model"], "DATA_DIRS=absent: none of them is there; see data/README.md"),
     ):
         result = run_script(EVAL, *arguments, DATA_DIRS="absent", GPUS=0)
@@ -300,6 +300,12 @@ def test_evaluation_variables_and_flags():
     flags = ["--model-path", "org/base", "--peft-path", "adapter", "--data-dir", "a b", "c", "--seeds", "1", "2"]
     for script in (EVAL, EVAL_LORA):
         assert dry_run(script, "adapter", "--dtype", "float32", **variables)[2] == [*flags, "--dtype", "float32"]
+
+
+def test_evaluation_of_several_runs():
+    flags = dry_run(EVAL, "a", "b", "c", 8, "--force", DATA_DIRS="data/sample")[2]
+    assert flags[:6] == ["--model-path", "a", "b", "c", "--data-dir", "data/sample"]
+    assert flags[-4:] == ["--eval-batch-size", "8", "--do-sample", "--force"]
 
 
 def test_evaluation_finds_the_run_from_where_it_is_called(tmp_path):

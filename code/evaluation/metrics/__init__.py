@@ -3,9 +3,9 @@
 import importlib
 import pkgutil
 
-from evaluation.metrics.base import MAIN_METRIC, Answer, Metric, build_metrics, register
+from evaluation.metrics.base import ANSWER_FIELDS, MAIN_METRIC, Answer, Metric, build_metrics, metric_names, register
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["MAIN_METRIC", "Answer", "Metric", "build_metrics", "register"]
+__all__ = ["ANSWER_FIELDS", "MAIN_METRIC", "Answer", "Metric", "build_metrics", "metric_names", "register"]
