@@ -4,9 +4,10 @@
         --kd-objective todi --save-dir outputs/run
 
 Starts under `deepspeed`, under `torchrun`, or plainly with `python` for one process. Writes `epoch*/` checkpoints,
-`args.json`, `train.log`, `metrics.jsonl`, `dev_metrics.jsonl`, `resume/` and, at the end, `report.html` into --save-dir;
-the same command resumes an interrupted run. Exit code 2, on every rank: the input is wrong, and the message says which flag and what to do; the
-other codes are in docs/reliability.md. `code/doctor.py` makes the same checks and trains nothing.
+`args.json`, `train.log`, `metrics.jsonl`, `dev_metrics.jsonl`, `resume/` and, at the end, `report.html` into
+--save-dir; the same command resumes an interrupted run. Exit code 2, on every rank: the input is wrong, and the message
+says which flag and what to do; the other codes are in docs/reliability.md. `code/doctor.py` makes the same checks and
+trains nothing.
 """
 
 from arguments import parse_train_arguments

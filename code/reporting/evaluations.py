@@ -14,7 +14,7 @@ import numpy as np
 from evaluation.comparison import LEVEL, Comparison, bootstrap_means, compare, holm
 
 METRIC = "rougeL"  # evaluation.metrics.MAIN_METRIC; importing that takes seconds
-NOT_OF_THE_SETTING = {"weights", "model_path", "peft_path", "data_dir"}  # these may differ within a comparison
+NOT_OF_THE_SETTING = {"weights", "model_path", "peft_path", "data_dir", "data"}  # these may differ within a comparison
 EXAMPLES = 4  # gains, and losses, that are shown of a pair
 
 

@@ -113,7 +113,7 @@ def _sections(
         Section(
             "tokens",
             "Tokens",
-            "Dev references as tokens. Choose a colour, move through the epochs, click a token for both models' choices.",
+            "Dev references as tokens. Choose a colour, move through the epochs, click a token for both models.",
             content=tokens,
         ),
         Section("gap", "Where the student differs", "On the probed dev rows.", gap_figures(groups)),

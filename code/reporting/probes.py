@@ -151,7 +151,7 @@ def entries(rows: Sequence[ProbeRow]) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 def _stages(groups: Sequence[Group]) -> list[tuple[str, int | None, bool, list[ProbeRow]]]:
-    """Label, colour, dashed or not, and rows: the first group that was probed at epoch 0, then each group's last epoch."""
+    """Label, colour, dashed or not, and rows: of epoch 0 of the first group that has it, of each group's last epoch."""
     found = []
     for group in groups:
         start = [row for row in group.first.probe if row.epoch == 0 and row.teacher_top is not None]

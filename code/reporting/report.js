@@ -237,7 +237,7 @@ class TokenView {
     const names = measure.field === "todi_weight" ? ["reverse KL ", " forward KL"] : ["", ""];
     byId("scale-low").textContent = names[0] + ends[0];
     byId("scale-high").textContent = ends[1] + names[1];
-    const stops = [measure.low, measure.kind === "around" ? measure.middle : measure.low, measure.high];
+    const stops = measure.kind === "around" ? [measure.low, measure.middle, measure.high] : [measure.low, measure.high];
     byId("scale-bar").style.background = `linear-gradient(to right, ${stops.map((stop) => this.color(measure, stop)).join(", ")})`;
     this.showDetail();
   }
@@ -277,7 +277,7 @@ class TokenView {
         element("td", { textContent: share(entry[other]) }),
         element("td", { textContent: entry.w === null ? "–" : (entry.w / this.data.weight).toFixed(2) }));
     });
-    const head = [`${title}'s choices`, "", first, other, "w"].map((text) => element("th", { textContent: text }));
+    const head = [title, "", first, other, "w"].map((text) => element("th", { textContent: text }));
     return element("table", {}, element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows));
   }
 }

@@ -20,7 +20,9 @@ from reporting.evaluations import Evaluation, read_evaluations
 
 LONGEST_LABEL = 28
 NOT_OF_THE_SETTING = {"seed", "save_dir", "resume", "run", "report_to", "ckpt_name", "teacher_cache"}
-NOTABLE = re.compile(r"warning|not finite|skipped step|no better|diverge", re.IGNORECASE)
+WARNING = re.compile(r"^  warning: +(.*)")  # as preflight/report.py prints it
+CONTINUED = re.compile(r"^ {13}(.*)")
+NOTABLE = re.compile(r"^[-\d]+ [:\d]+ (.*(?:warning|not finite).*)")
 MOST_WARNINGS = 8
 # Fields of probe.jsonl with one number per response token.
 PER_TOKEN = (
@@ -105,8 +107,7 @@ class Run:
         first = self.dev[0] if self.dev else {}
         if self.teacher_loss is not None and not self.teacher_loss < first.get("loss", math.inf):
             found.append(f"the teacher's dev NLL {self.teacher_loss:.3f} is no better than the student's at the start")
-        of_log = (line.partition(" ")[2].partition(" ")[2] for line in self.log if NOTABLE.search(line))
-        return [*found, *dict.fromkeys(of_log)][:MOST_WARNINGS]
+        return [*found, *dict.fromkeys(_warnings(self.log))][:MOST_WARNINGS]
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,20 @@ def parameters(checkpoint: Path | None) -> int | None:
     return total or None
 
 
+def _warnings(log: Sequence[str]) -> list[str]:
+    """Those of preflight, which may span lines, and notable lines of training."""
+    found, before = [], False
+    for line in log:
+        if before and (more := CONTINUED.match(line)):
+            found[-1] += f" {more[1]}"
+            continue
+        match = WARNING.match(line) or NOTABLE.match(line)
+        before = WARNING.match(line) is not None
+        if match:
+            found.append(match[1])
+    return found
+
+
 def _label(runs: Sequence[Run], taken: Sequence[str]) -> str:
     name = runs[0].folder.name
     if len(runs) > 1 or len(name) > LONGEST_LABEL:
@@ -195,6 +210,7 @@ def _read_probe(path: Path) -> Iterator[ProbeRow]:
         if not tokens:
             continue
         values = {name: _numbers(record[name]) for name in PER_TOKEN if record.get(name) is not None}
+        known = {name: of_field for name, of_field in values.items() if np.isfinite(of_field).any()}
         yield ProbeRow(
             epoch=int(record.get("epoch", 0)),
             step=int(record.get("step", 0)),
@@ -202,7 +218,7 @@ def _read_probe(path: Path) -> Iterator[ProbeRow]:
             place=str(record.get("place", "")),
             prompt=str(record.get("prompt", "")),
             tokens=tokens,
-            values={name: of_field for name, of_field in values.items() if len(of_field) == len(tokens)},
+            values={name: of_field for name, of_field in known.items() if len(of_field) == len(tokens)},
             student_top=_top(record.get("student_top"), len(tokens)),
             teacher_top=_top(record.get("teacher_top"), len(tokens)),
         )

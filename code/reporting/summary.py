@@ -8,11 +8,11 @@ from reporting.run import Group, Run, is_number, parameters
 
 METRICS = {"rougel": "dev ROUGE-L", "loss": "dev NLL"}  # of dev_metrics.jsonl; the first that all runs have
 COSTS = (  # field of metrics.jsonl, title, unit, how a run's value is made of them
-    ("step_time", "step", "s", median),
-    ("tokens_per_s", "tokens per second", "", median),
-    ("padding", "padding", "%", fmean),
-    ("peak_memory_mb", "peak memory", "GB", max),
-    ("generation_s", "generation per step", "s", fmean),
+    ("step_time", "Step time", "s", median),
+    ("tokens_per_s", "Tokens per second", "", median),
+    ("padding", "Padding", "%", fmean),
+    ("peak_memory_mb", "Peak memory", "GB", max),
+    ("generation_s", "Generation per step", "s", fmean),
 )
 SIGNIFICANT = 0.05
 SCALES = {"%": 100, "GB": 1 / 1024}
@@ -107,14 +107,14 @@ def warnings(groups: Sequence[Group]) -> list[str]:
 
 def costs(groups: Sequence[Group]) -> list[dict]:
     """Columns of the table: title, unit, one value per group (None if unknown), and the largest of them."""
-    columns = [_column("training", "h:mm:ss", [_training_seconds(group.first) for group in groups])]
+    columns = [_column("Training time", "h:mm:ss", [_training_seconds(group.first) for group in groups])]
     for field, title, unit, of_steps in COSTS:
         values = [[record[field] for record in group.first.steps if is_number(record.get(field))] for group in groups]
         columns.append(
             _column(title, unit, [of_steps(found) * SCALES.get(unit, 1) if found else None for found in values])
         )
     seconds = [[of_set.seconds for of_set in group.first.evaluations if of_set.seconds] for group in groups]
-    columns.append(_column("generation per answer", "s", [fmean(found) if found else None for found in seconds]))
+    columns.append(_column("Generation per answer", "s", [fmean(found) if found else None for found in seconds]))
     return [column for column in columns if any(column["values"])]
 
 

@@ -109,7 +109,7 @@ def _epoch(row: ProbeRow, vocabulary: dict[str, int]) -> dict:
 
 
 def _top(row: ProbeRow, n: int, vocabulary: dict[str, int]) -> list[int | None]:
-    """token, q, p, w of each entry, one after the other. Both models' first choices are the largest q and p of these."""
+    """token, q, p, w of each entry, in a row. Both models' first choices are those with the largest q and p."""
     found: dict[str, list] = {}
     for top in (row.student_top, row.teacher_top):
         if top is not None:

@@ -318,9 +318,7 @@ def test_what_other_programs_take_is_answered_with_what_to_use(parse, words, sai
 
 
 def test_flags_of_other_trainers_lead_to_flags_that_parse():
-    known = {
-        f.name.replace("_", "-") for group in (*TRAIN_GROUPS, *OF_EVALUATION) for f in dataclasses.fields(group)
-    }
+    known = {f.name.replace("_", "-") for group in (*TRAIN_GROUPS, *OF_EVALUATION) for f in dataclasses.fields(group)}
     renamed = {theirs: ours.split()[0] for theirs, ours in foreign_flags.RENAMED_FLAGS.items()}
     assert set(renamed.values()) <= known
     assert not renamed.keys() & (known | foreign_flags.IGNORED_FLAGS)
