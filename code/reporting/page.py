@@ -4,6 +4,7 @@ Every text of a run passes Jinja2's escaping or, as embedded JSON, `embedded`: a
 """
 
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -82,6 +83,7 @@ def render(report: Report) -> str:
         head=report.head,
         sections=report.sections,
         groups=report.groups,
+        nonce=secrets.token_hex(16),  # of the scripts that may run: ours, whatever a row holds
         data=Markup(embedded(plain)),
         style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
         script=Markup((HERE / "report.js").read_text(encoding="utf-8")),
