@@ -405,6 +405,17 @@ class CompareArguments(Group):
             raise ValueError(f"RUN_OR_CKPT {self.run_or_ckpt[0]}: pass two or more to compare")
 
 
+@dataclass(frozen=True)
+class ReportArguments(Group):
+    """What is reported on, and where the report goes."""
+
+    run: list[str] = option(
+        help="Folders of runs, finished or still training, or checkpoints in them.", positional=True
+    )
+    out: str | None = option(None, "The page; default: report.html in the run's folder, of several runs in outputs/.")
+    paper: bool = option(True, "Also every figure as SVG, PNG and PDF, in <out>_figures/.")
+
+
 class TrainConfig(NamedTuple):
     """All groups of `code/distillation.py`, and the accepted flags that had no effect."""
 
@@ -446,4 +457,10 @@ def parse_evaluate_arguments(argv: Sequence[str]) -> EvaluateConfig:
 def parse_compare_arguments(argv: Sequence[str]) -> CompareArguments:
     """Arguments of `code/compare.py`. Raises ValueError with the flag, its value and the remedy."""
     args, _ = parse(argv, (CompareArguments,), "code/compare.py")
+    return args
+
+
+def parse_report_arguments(argv: Sequence[str]) -> ReportArguments:
+    """Arguments of `code/report.py`. Raises ValueError with the flag, its value and the remedy."""
+    args, _ = parse(argv, (ReportArguments,), "code/report.py")
     return args

@@ -4,9 +4,10 @@
         --kd-objective todi --save-dir outputs/run
 
 Starts under `deepspeed`, under `torchrun`, or plainly with `python` for one process. Writes `epoch*/` checkpoints,
-`args.json`, `train.log`, `metrics.jsonl`, `dev_metrics.jsonl` and `resume/` into --save-dir; the same command resumes
-an interrupted run. Exit code 2, on every rank: the input is wrong, and the message says which flag and what to do; the
-other codes are in docs/reliability.md. `code/doctor.py` makes the same checks and trains nothing.
+`args.json`, `train.log`, `metrics.jsonl`, `dev_metrics.jsonl`, `resume/` and, at the end, `report.html` into
+--save-dir; the same command resumes an interrupted run. Exit code 2, on every rank: the input is wrong, and the message
+says which flag and what to do; the other codes are in docs/reliability.md. `code/doctor.py` makes the same checks and
+trains nothing.
 """
 
 from arguments import parse_train_arguments
@@ -21,6 +22,7 @@ from pathlib import Path
 from data_utils.dataset import load_data
 from models.loading import load_tokenizer
 from preflight.checks import check
+from reporting.page import write_report
 from runtime.atomic import WriteError
 from runtime.exit_codes import DIVERGED, NOT_WRITTEN, STOPPED, USER_ERROR_CODES, exit_on, naming_save_dir, run_entry
 from runtime.log import logger, start_log
@@ -48,6 +50,18 @@ def main(argv: list[str]) -> None:
         finished = trainer.run()
     if not finished:
         sys.exit(STOPPED)
+    if is_main_process():
+        write_own_report(Path(trainer.args.save_dir))
+
+
+def write_own_report(save_dir: Path) -> None:
+    """report.html of this run. The run is complete: no failure here may change its exit code."""
+    try:
+        write_report([save_dir], save_dir / "report.html")
+    except Exception as error:
+        logger.warning("report.html was not written (%s); to try again: bash scripts/report.sh %s", error, save_dir)
+    else:
+        logger.info("report in %s", save_dir / "report.html")
 
 
 def prepare(argv: list[str]) -> Trainer | None:

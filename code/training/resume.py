@@ -22,7 +22,7 @@ LOCK = ".lock"
 # it, what a crash in between leaves cannot be resumed.
 OUTPUTS = tuple(
     "resume epoch*_step* eval bad_steps metrics.jsonl dev_metrics.jsonl probe.jsonl diagnose.jsonl tensorboard "
-    "train.log args.json".split()
+    "report.html train.log args.json".split()
 )
 
 

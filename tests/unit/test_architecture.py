@@ -105,7 +105,7 @@ def test_only_the_criterions_know_the_names_of_objectives():
     found = {
         f"{short(path)}:{node.lineno}: {node.value}"
         for path in MODULES
-        if path.parent.name != "criterions" and path.name != "arguments.py"
+        if path.parent.name not in ("criterions", "reporting") and path.name != "arguments.py"  # a report names them
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in names
     }
