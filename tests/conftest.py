@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import distributed as dist
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "code"), str(ROOT / "tests")]
@@ -22,6 +23,17 @@ if os.environ.get("TEST_WITHOUT"):  # precisions to do without, here and in ever
     os.environ["PYTHONPATH"] = os.pathsep.join(
         filter(None, [str(Path(sitecustomize.__file__).parent), os.environ.get("PYTHONPATH")])
     )
+
+
+@pytest.fixture(autouse=True)
+def alone():
+    """A process group that a test makes ends with it, and so do the variables of its launcher."""
+    environment, grouped = dict(os.environ), dist.is_initialized()
+    yield
+    if dist.is_initialized() and not grouped:
+        dist.destroy_process_group()
+        os.environ.clear()
+        os.environ.update(environment)
 
 
 @pytest.fixture(scope="session")
