@@ -120,4 +120,4 @@ def test_a_disk_that_fills_ends_the_pass_with_its_own_code(tiny, rows, tmp_path)
     )
     assert done.returncode == 74, done.stderr[-3000:]
     assert "cache/head.safetensors was not written" in done.stderr
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".filling.lock"]
