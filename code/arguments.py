@@ -416,6 +416,39 @@ class ReportArguments(Group):
     paper: bool = option(True, "Also every figure as SVG, PNG and PDF, in <out>_figures/.")
 
 
+@dataclass(frozen=True)
+class MakeStudentArguments(Group):
+    """What is cut, and by what."""
+
+    model_path: str = option(help="Teacher: a folder, a checkpoint, a run (its best checkpoint) or a hub id.")
+    save_dir: str = option(help="Folder of the student; it must not exist.")
+    layers: int | None = option(None, "Number of layers to keep.", at_least=1)
+    keep_layers: list[int] | None = option(None, "The layers to keep, counted from 0, in place of --layers.")
+    choose: Literal["even", "least-effect"] = option(
+        "even",
+        "Layers: evenly spaced, or again and again without the one whose removal raises the dev NLL least.",
+    )
+    heads: int | None = option(None, "Attention heads to keep per layer: those with the largest outputs.", at_least=1)
+    ffn_size: int | None = option(None, "FFN neurons to keep per layer: the most active ones.", at_least=1)
+    data_dir: str | None = option(None, "Folder of dev.jsonl, on which the NLL and the activations are measured.")
+    dev_num: int = option(-1, "Use the first dev rows only; -1: all.", at_least=1, also={-1: "for all of them"})
+    max_length: int = option(512, "Tokens of prompt and response together.")
+    max_prompt_length: int = option(256, "Longer prompts are cut in the middle.", at_least=32)
+    prompt_template: str = option("alpaca", "As in training.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option("auto", "Of the student; auto: as saved.")
+    trust_remote_code: bool = option(False, "Run code that comes with a model.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.layers is None or self.keep_layers is None, "layers", self.layers, "or --keep-layers, not both")
+        cuts = (self.layers, self.keep_layers, self.heads, self.ffn_size)
+        require(cuts.count(None) < len(cuts), "layers", None, "say what to cut: --layers, --heads or --ffn-size")
+        measured = self.choose == "least-effect" or self.heads is not None or self.ffn_size is not None
+        require(
+            self.data_dir is not None or not measured, "data_dir", None, "the choice is made on the rows of a dev.jsonl"
+        )
+
+
 class TrainConfig(NamedTuple):
     """All groups of `code/distillation.py`, and the accepted flags that had no effect."""
 
@@ -463,4 +496,10 @@ def parse_compare_arguments(argv: Sequence[str]) -> CompareArguments:
 def parse_report_arguments(argv: Sequence[str]) -> ReportArguments:
     """Arguments of `code/report.py`. Raises ValueError with the flag, its value and the remedy."""
     args, _ = parse(argv, (ReportArguments,), "code/report.py")
+    return args
+
+
+def parse_make_student_arguments(argv: Sequence[str]) -> MakeStudentArguments:
+    """Flags of `code/make_student.py`. Raises ValueError with the flag, its value and the remedy."""
+    args, _ = parse(argv, (MakeStudentArguments,), "code/make_student.py")
     return args
