@@ -164,16 +164,23 @@ class KDArguments(HyperParameters):
 
 @dataclass(frozen=True)
 class DataArguments(Group):
-    """Instruction data: `train.jsonl`, `dev.jsonl` and `valid.jsonl` in one folder."""
+    """Instruction data and chats: a folder with train and dev files, one file, or a data set of the hub."""
 
-    data_dir: str = option(help="Folder of the jsonl files.")
+    data_dir: str = option(
+        help="Folder with train (and dev) as jsonl, json, csv or parquet; or one such file; or ORG/NAME on the hub."
+    )
+    data_split: str = option("train", "Split to train on, of a data set of the hub.")
+    data_revision: str | None = option(None, "Commit, tag or branch of a data set of the hub.")
     train_num: int = option(-1, "Use the first rows only; -1: all.", at_least=1, also={-1: "for all of them"})
     dev_num: int = option(-1, "Use the first dev rows only; -1: all.", at_least=1, also={-1: "for all of them"})
     max_length: int = option(512, "Tokens of prompt and response together.")
     max_prompt_length: int = option(256, "Longer prompts are cut in the middle.", at_least=32)
     prompt_template: str = option(
-        "alpaca", "For rows without a prompt: alpaca, none (as they are), or one of your own."
+        "alpaca",
+        "For rows without a prompt: alpaca, chat (the tokenizer's own), none (as they are), a FILE.jinja over "
+        "instruction and input or over messages, or one of your own.",
     )
+    train_on: Literal["all", "last"] = option("all", "Of a chat: all answers are learnt, or the last one.")
     packing: bool = option(True, "Place several examples in one row; off, or for models that cannot: padding.")
     data_process_workers: int = option(
         -1, "Tokenisation processes; -1: one per core.", at_least=1, also={-1: "for one per core"}
@@ -344,9 +351,9 @@ class EvaluateArguments(Group):
     """On what it is evaluated, and where the results go."""
 
     data_dir: list[str] | None = option(
-        None, "One or more folders with the split to answer; default: the run's own data."
+        None, "One or more folders with the split to answer, files, or sets of the hub; default: the run's own data."
     )
-    split: str = option("valid", "Evaluate <data-dir>/<split>.jsonl.")
+    split: str = option("valid", "Evaluate <data-dir>/<split>.jsonl (or json, csv, parquet).")
     seed: list[int] = option([10], "One pass of answers per seed.", aliases=["--seeds"])
     eval_batch_size: int = option(
         16,
@@ -366,7 +373,7 @@ class EvaluateArguments(Group):
         None, "Longer prompts are cut in the middle; default: as the run, else 256.", at_least=32
     )
     prompt_template: str | None = option(
-        None, "For rows without a prompt of their own; default: as the run, else alpaca."
+        None, "For rows without a prompt of their own; default: as the checkpoint was trained, else alpaca."
     )
     save_dir: str | None = option(
         None,

@@ -29,6 +29,7 @@ from preflight.report import Report, size
 from runtime.exit_codes import USER_ERROR_CODES, WRONG_INPUT, exit_on
 from teacher.building import teacher_dtype
 
+EXAMPLES = 3
 STUDENT, TEACHER = "--model-path", "--teacher-model-path"
 
 
@@ -46,7 +47,9 @@ def report_on(config: TrainConfig) -> Report:
     preflight = check(config)
     preflight.describe_models()
     with preflight.report.collect_errors():
-        preflight.estimate(*read_data(preflight.config))
+        train, dev = read_data(preflight.config)
+        preflight.estimate(train, dev)
+        preflight.show_examples(train, EXAMPLES)
     with preflight.report.collect_errors():
         probe(preflight)
     return preflight.report

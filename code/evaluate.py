@@ -24,6 +24,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from data_utils.prompts import prompt_template
 from evaluation.defaults import Checkpoint, fill_in, find_checkpoints, tables_folder
 from evaluation.evaluator import Evaluator, report
 from evaluation.metrics import MAIN_METRIC, Metric, build_metrics, metric_names
@@ -32,7 +33,7 @@ from evaluation.sets import DataSet, read_sets
 from evaluation.tables import Cell, Matrix
 from generation.building import check_generator
 from models.folders import short_names
-from models.loading import check_checkpoint, load_checkpoint
+from models.loading import load_checkpoint, load_checkpoint_tokenizer
 from runtime.atomic import WriteError
 from runtime.exit_codes import NOT_WRITTEN, USER_ERROR_CODES, exit_on, naming_save_dir, run_entry
 from runtime.ranks import init_distributed, is_main_process
@@ -72,9 +73,14 @@ def plan(config: EvaluateConfig) -> list[Job]:
     """Raises ValueError or FileNotFoundError for what would otherwise fail after hours."""
     jobs = []
     for checkpoint in find_checkpoints(config.checkpoints):
-        check_checkpoint(checkpoint.model_path, checkpoint.peft_path, config.checkpoints.model_revision)
+        tokenizer = load_checkpoint_tokenizer(
+            checkpoint.model_path,
+            checkpoint.peft_path,
+            trust_remote_code=config.checkpoints.trust_remote_code,
+            revision=config.checkpoints.model_revision,
+        )
         args = fill_in(config.evaluate, checkpoint)
-        jobs.append(Job(checkpoint, args, read_sets(args)))
+        jobs.append(Job(checkpoint, args, read_sets(args, prompt_template(args.prompt_template, tokenizer))))
     return jobs
 
 

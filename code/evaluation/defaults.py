@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from arguments import CheckpointArguments, EvaluateArguments
+from data_utils.prompts import recorded_template
 from models.folders import find_checkpoint, locate, run_arguments
 
 # Without a run to take them from: the defaults of training.
@@ -36,11 +37,21 @@ def find_checkpoints(args: CheckpointArguments) -> list[Checkpoint]:
 
 
 def fill_in(args: EvaluateArguments, checkpoint: Checkpoint) -> EvaluateArguments:
-    """Data, lengths and prompt template are those of the run; results go beside the checkpoint. Raises ValueError."""
+    """Data and lengths are those of the run, the prompt template is the checkpoint's; results go beside it.
+
+    Raises ValueError.
+    """
     run = run_arguments(checkpoint.path)
+    if template := recorded_template(Path(checkpoint.path)):
+        run = run | {"prompt_template": template}
     data_dir = args.data_dir or ([run["data_dir"]] if "data_dir" in run else [])
     if not data_dir:
         raise ValueError(f"--data-dir: name a folder; {checkpoint.path} has no run beside it to take it from")
+    if args.data_dir is None and not locate(data_dir[0]).is_dir():
+        raise ValueError(
+            f"--data-dir: name the data to evaluate on; {checkpoint.path} was trained on {data_dir[0]}, which has no "
+            f"split {args.split}"
+        )
     of_run = {
         name: run.get(name, default) if getattr(args, name) is None else getattr(args, name)
         for name, default in WITHOUT_RUN.items()

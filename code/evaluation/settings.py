@@ -12,7 +12,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from arguments import EvaluateArguments, GenerationArguments
-from data_utils.dataset import Row
+from data_utils.rows import Row
 from evaluation.defaults import Checkpoint
 from generation.base import decoding
 from generation.building import draws
@@ -30,7 +30,10 @@ def evaluation_settings(
     args: EvaluateArguments,
     generation: GenerationArguments,
 ) -> dict:
-    """A dictionary of JSON values. Only `weights` differs between checkpoints that are evaluated in the same way."""
+    """A dictionary of JSON values. Only `weights` differs between checkpoints that are evaluated in the same way.
+
+    args: with the template's identity as `prompt_template`, which tells apart chat templates and files.
+    """
     content = json.dumps([(row.prompt, row.responses) for row in rows])
     return {
         "weights": _weights(checkpoint, model),

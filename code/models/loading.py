@@ -96,15 +96,23 @@ def load_checkpoint(
     path: a full checkpoint, to which `peft_path` adds an adapter; or an adapter alone, whose config names its base.
     """
     path, peft_path, revision = check_checkpoint(path, peft_path, revision)
+    tokenizer = load_checkpoint_tokenizer(path, peft_path, trust_remote_code=trust_remote_code, revision=revision)
     model = _load(
         path, dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code, revision=revision
     )
-    tokenizer_path = path
     if peft_path is not None:
         model = merge_adapter(model, peft_path)
-        if (Path(peft_path) / "tokenizer_config.json").is_file():
-            tokenizer_path, revision = peft_path, None
-    return model.eval(), load_tokenizer(tokenizer_path, trust_remote_code, revision)
+    return model.eval(), tokenizer
+
+
+def load_checkpoint_tokenizer(
+    path: str, peft_path: str | None = None, *, trust_remote_code: bool = False, revision: str | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint: the adapter's, if it has one. Raises ValueError as `check_checkpoint` does."""
+    path, peft_path, revision = check_checkpoint(path, peft_path, revision)
+    if peft_path is not None and (Path(peft_path) / "tokenizer_config.json").is_file():
+        path, revision = peft_path, None
+    return load_tokenizer(path, trust_remote_code, revision)
 
 
 def check_checkpoint(

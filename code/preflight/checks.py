@@ -10,7 +10,6 @@ raises them.
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from deepspeed.accelerator import get_accelerator
@@ -18,11 +17,13 @@ from deepspeed.accelerator import get_accelerator
 from arguments import TrainConfig
 from criterions import Criterion, build_criterion, unused_arguments
 from criterions.fused import check_compiler
-from data_utils.dataset import InstructionDataset, check_rows_file
-from data_utils.prompts import prompt_template
+from data_utils.dataset import InstructionDataset
+from data_utils.prompts import check_template
+from data_utils.sources import find_source, training_sources
 from generation.building import check_generator
 from models.attention import check_attention
 from models.files import check_adapter_path, check_model_path, check_revision
+from models.loading import load_tokenizer
 from models.sharding import sharding_settings
 from preflight.defaults import with_accumulation, with_checkpoints, with_precision, with_save_dir
 from preflight.estimates import (
@@ -33,6 +34,7 @@ from preflight.estimates import (
     estimate_memory,
     estimate_steps,
 )
+from preflight.examples import show_examples
 from preflight.report import Report
 from preflight.skeleton import ModelFacts, student_facts, teacher_facts
 from preflight.tokens import check_tokenizers
@@ -102,6 +104,12 @@ class Preflight:
             with report.collect_errors():
                 estimate_memory(config, self.settings, self.student, self.teacher, train.lengths, self.ranks, report)
 
+    def show_examples(self, train: InstructionDataset, count: int = 1) -> None:
+        """The first rows as the model sees them, what is learnt in marks."""
+        model = self.config.model
+        tokenizer = load_tokenizer(model.model_path, model.trust_remote_code, model.model_revision)
+        show_examples(train, tokenizer, self.report, count)
+
     def _describe(self, name: str, model: ModelFacts, dtype: torch.dtype) -> None:
         trainable = ""
         if name == "student":
@@ -144,7 +152,7 @@ def check(config: TrainConfig) -> Preflight:
         if config.train.eval_gen:
             check_generator(config.generation, training=True, zero_stage=settings.stage if settings else 0)
     with report.collect_errors():
-        prompt_template(config.data.prompt_template)
+        check_template(config.data.prompt_template)
     with report.collect_errors():
         _check_data(config)
     report.stop_on_errors()
@@ -197,9 +205,9 @@ def _check_data(config: TrainConfig) -> None:
     tokens, longest = config.train.tokens_per_micro_batch, config.data.max_length
     if tokens is not None and tokens < longest:
         raise ValueError(f"--tokens-per-micro-batch {tokens}: pass at least --max-length {longest}, one full example")
-    train_file = Path(config.data.data_dir) / "train.jsonl"
-    check_rows_file(train_file)
-    if config.train.eval_gen and not train_file.with_name("dev.jsonl").is_file():
+    source = find_source(config.data.data_dir, "train", config.data)
+    if config.train.eval_gen and source.hub is None and training_sources(config.data)[1] is None:
         raise FileNotFoundError(
-            f"--eval-gen: no dev.jsonl in --data-dir {config.data.data_dir}; add one, or drop the flag"
+            f"--eval-gen: no dev rows in --data-dir {config.data.data_dir}, and too few to hold some out; add a "
+            "dev.jsonl, or drop the flag"
         )

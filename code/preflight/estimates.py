@@ -16,6 +16,7 @@ from deepspeed.accelerator import get_accelerator
 from arguments import TrainConfig
 from data_utils.dataset import InstructionDataset
 from data_utils.epoch_plan import epoch_plan, total_steps, warmup_steps
+from data_utils.sources import training_sources
 from preflight.machine import host_memory
 from preflight.report import Report, size
 from preflight.skeleton import ModelFacts
@@ -40,15 +41,21 @@ def describe_data(
     args = config.data
     if dev is None:
         report.warn(f"no dev.jsonl in --data-dir {args.data_dir}: the latest checkpoint is kept, not the best")
+    elif (part := training_sources(args)[1]) is not None and part.part == "dev":
+        report.fact("data", f"no dev file: {len(dev):,} rows of {part.name} are held out as dev, by a hash of each row")
     for name, data in (("train", train), ("dev", dev)):
         if data is None:
             continue
         empty = int((data.responses == 0).sum())
+        forms = "; ".join(f"{count:,} of {form}" for form, count in data.forms.items())
+        report.fact("rows", f"{name}: {forms}")
+        chats = f"{data.cut_chats:,} chats lost their oldest turns; " if data.cut_chats else ""
         report.fact(
             name,
             f"{len(data):,} rows, {data.lengths.sum():,} tokens, {data.responses.sum():,} of them responses; "
-            f"{data.cut_prompts:,} prompts cut to --max-prompt-length {args.max_prompt_length}, {data.cut_responses:,} "
-            f"responses to --max-length {args.max_length}; {empty:,} rows keep no response token",
+            f"{chats}{data.cut_prompts:,} prompts cut to --max-prompt-length {args.max_prompt_length}, "
+            f"{data.cut_responses:,} responses to --max-length {args.max_length}; {empty:,} rows keep no response "
+            "token",
         )
         for cut, count, flag in (
             ("prompts are cut", data.cut_prompts, "--max-prompt-length"),

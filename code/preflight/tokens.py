@@ -5,9 +5,10 @@ from pathlib import Path
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from arguments import TrainConfig
-from data_utils.dataset import read_rows
-from data_utils.prompts import prompt_template
+from data_utils.prompts import ChatTemplate, prompt_template
 from data_utils.prompts.alpaca import INTRODUCTION
+from data_utils.rows import read_rows
+from data_utils.sources import find_source
 from models.loading import load_tokenizer
 from models.vocabulary import shared_vocabulary
 from preflight.report import Report
@@ -20,8 +21,10 @@ def check_tokenizers(config: TrainConfig, student: ModelFacts, teacher: ModelFac
     """Facts and warnings. Raises ValueError where the objectives would compare different tokens."""
     model = config.model
     ours = load_tokenizer(model.model_path, model.trust_remote_code, model.model_revision)
+    template = prompt_template(config.data.prompt_template, ours)
     report.fact("tokenizer", f"{len(ours):,} tokens; {', '.join(f'{role} {_token(ours, role)}' for role in ROLES)}")
-    _check_ends("--model-path", ours, student, report)
+    if not template.takes_chats or model.peft is not None:  # else a checkpoint's generation_config.json stops there
+        _check_ends("--model-path", ours, student, report)
     if teacher is None:
         return
     theirs = load_tokenizer(teacher.path, model.trust_remote_code, config.teacher.teacher_revision)
@@ -32,8 +35,10 @@ def check_tokenizers(config: TrainConfig, student: ModelFacts, teacher: ModelFac
             f"; the teacher's last {teacher.head_rows - shared:,} ids are dropped, and their probability is measured"
         )
     report.fact("vocabulary", text)
+    if template.takes_chats:
+        _compare_chats(template, theirs, teacher.path, report)
     _compare(ours, theirs, report)
-    if theirs.chat_template and _uses_alpaca(config):
+    if theirs.chat_template and not template.takes_chats and _uses_alpaca(config, ours):
         _warn_of_chat(ours, teacher.path, report)
 
 
@@ -57,6 +62,18 @@ def _compare(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, rep
         )
 
 
+def _compare_chats(template: ChatTemplate, theirs: PreTrainedTokenizerBase, teacher_path: str, report: Report) -> None:
+    """Both models read the student's text, whose answers end as its template says."""
+    if theirs.chat_template != template.source:
+        other = "has another chat template" if theirs.chat_template else "has no chat template"
+        report.warn(
+            f"--teacher-model-path {teacher_path} {other}; both models read the text of the student's, which the "
+            "teacher was not trained on: fine-tune it on this data first (--criterion cross_entropy), or pass the "
+            f"teacher's template as a file, such as {Path(teacher_path) / 'chat_template.jinja'}"
+        )
+    theirs.eos_token_id = template.end_of_turn
+
+
 def _check_ends(flag: str, tokenizer: PreTrainedTokenizerBase, model: ModelFacts, report: Report) -> None:
     """Checkpoints keep generation_config.json, and other programs stop generating where it says."""
     ends, file = _generation_ends(model), "generation_config.json"
@@ -76,10 +93,13 @@ def _generation_ends(model: ModelFacts) -> list[int]:
     return [] if ends is None else list(ends) if isinstance(ends, list | tuple) else [ends]
 
 
-def _uses_alpaca(config: TrainConfig) -> bool:
+def _uses_alpaca(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the first rows are in the Alpaca template, by default or in their own `prompt`."""
     opening = INTRODUCTION.partition("{")[0]
-    rows = read_rows(Path(config.data.data_dir) / "train.jsonl", prompt_template(config.data.prompt_template), 8)
+    source = find_source(config.data.data_dir, "train", config.data)
+    if source.hub is not None:
+        return config.data.prompt_template == "alpaca"
+    rows = read_rows(source, prompt_template(config.data.prompt_template, tokenizer), 8)
     return any(row.prompt.startswith(opening) for row in rows)
 
 
@@ -89,8 +109,7 @@ def _warn_of_chat(ours: PreTrainedTokenizerBase, teacher_path: str, report: Repo
     pair = "" if ours.chat_template else ", and the student is a base model"
     report.warn(
         f"--teacher-model-path {teacher_path} is a chat model{pair}; the rows are in the Alpaca template, which it was "
-        "not trained on: fine-tune it on this data first (--criterion cross_entropy), or give every row a `prompt` in "
-        "its chat template"
+        "not trained on: pass --prompt-template chat, or fine-tune it on this data first (--criterion cross_entropy)"
     )
 
 

@@ -15,9 +15,11 @@ from transformers import PreTrainedTokenizerBase
 from arguments import TrainConfig
 from criterions import Criterion
 from data_utils.batches import Layout
-from data_utils.dataset import InstructionDataset, read_rows
+from data_utils.dataset import InstructionDataset
 from data_utils.epoch_plan import EpochPlan, epoch_plan, total_steps
-from data_utils.prompts import prompt_template
+from data_utils.prompts import PromptTemplate, prompt_template
+from data_utils.rows import read_rows
+from data_utils.sources import training_sources
 from distiller import Distiller
 from evaluation.metrics import MAIN_METRIC, build_metrics
 from evaluation.scoring import EvaluationSet, warnings
@@ -103,12 +105,13 @@ def build_trainer(
     engine = build_engine(models.distiller, settings, args, total_steps(plan, args))
     seed_everything(args.seed + 1 + rank())
     _log_plan(plan, total_steps(plan, args))
+    template = prompt_template(config.data.prompt_template, tokenizer)
     batches = RankBatches(train, dev, tokenizer.pad_token_id, config.data.max_length, models.layout, engine.device)
     metrics, position = Metrics(engine.device), Position()
     step = resume.start["position"]["step"] if resume.start is not None else 0
     with all_ranks():
         trackers = open_trackers(args.report_to or (), save_dir, config.flags, step)
-    evaluation = _dev_evaluation(config, engine, tokenizer, batches, trackers) if dev is not None else None
+    evaluation = _dev_evaluation(config, engine, tokenizer, template, batches, trackers) if dev is not None else None
     best = BestCheckpoints(args.keep_best_n_checkpoints, save_dir)
     state = RunState(
         resume,
@@ -120,12 +123,13 @@ def build_trainer(
         engine=engine,
         teacher=models.teacher,
         tokenizer=tokenizer,
+        template=template,
         batches=batches,
         plan=plan,
         args=args,
         guard=StepGuard(engine, train, save_dir, args.max_bad_steps, position),
         dev=evaluation,
-        probe=_probe(config, models.teacher, tokenizer, evaluation) if evaluation and args.probe_rows else None,
+        probe=_probe(config, models.teacher, template, evaluation) if evaluation and args.probe_rows else None,
         diagnosis=Diagnosis(models.distiller.criterion, save_dir) if args.diagnose_every else None,
         metrics=metrics,
         writers=record_writers(save_dir, "metrics", trackers),
@@ -174,32 +178,32 @@ def _dev_evaluation(
     config: TrainConfig,
     engine: DeepSpeedEngine,
     tokenizer: PreTrainedTokenizerBase,
+    template: PromptTemplate,
     batches: RankBatches,
     trackers: Sequence[Tracker],
 ) -> DevEvaluation:
     # Only generation needs the text; the dev loss has the token ids.
-    dev_file = Path(config.data.data_dir) / "dev.jsonl"
-    template = prompt_template(config.data.prompt_template)
-    rows = read_rows(dev_file, template, config.data.dev_num) if config.train.eval_gen else []
+    rows = []
+    if config.train.eval_gen:
+        _, dev = training_sources(config.data)
+        rows = read_rows(dev, template, config.data.dev_num)
     references = [response for row in rows for response in row.responses]
     for warning in warnings(build_metrics(config.generation, MAIN_METRIC), {"dev references": references}):
         logger.warning(warning)
-    questions = EvaluationSet(rows, tokenizer, config.data.max_prompt_length, template.ending)
+    questions = EvaluationSet(rows, tokenizer, config.data.max_prompt_length, template)
     writers = record_writers(Path(config.train.save_dir), "dev_metrics", trackers)
     return DevEvaluation(engine, questions, batches, config.train, config.data, config.generation, writers)
 
 
-def _probe(
-    config: TrainConfig, teacher: Teacher | None, tokenizer: PreTrainedTokenizerBase, dev: DevEvaluation
-) -> Probe:
+def _probe(config: TrainConfig, teacher: Teacher | None, template: PromptTemplate, dev: DevEvaluation) -> Probe:
     count = min(config.train.probe_rows, len(dev.batches.dev))
-    template = prompt_template(config.data.prompt_template)
+    _, rows = training_sources(config.data)
     return Probe(
         engine=dev.engine,
         teacher=teacher,
-        tokenizer=tokenizer,
+        tokenizer=dev.questions.tokenizer,
         batches=dev.batches,
-        rows=read_rows(Path(config.data.data_dir) / "dev.jsonl", template, count),
+        rows=read_rows(rows, template, count),
         path=Path(config.train.save_dir) / "probe.jsonl",
         tokens_per_batch=dev.tokens_per_batch,
     )

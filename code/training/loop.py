@@ -20,6 +20,7 @@ from arguments import TrainArguments
 from criterions import StepTokens
 from data_utils.batches import Batch
 from data_utils.epoch_plan import EpochPlan, Step, total_steps
+from data_utils.prompts import PromptTemplate
 from distiller import Distiller
 from runtime.log import duration, logger
 from runtime.ranks import is_main_process, world_size
@@ -47,6 +48,7 @@ class Trainer:
     engine: DeepSpeedEngine
     teacher: Teacher | None
     tokenizer: PreTrainedTokenizerBase
+    template: PromptTemplate
     batches: RankBatches
     plan: EpochPlan
     args: TrainArguments
@@ -196,7 +198,7 @@ class Trainer:
         if self.best.wants(score):
             name = f"epoch{self.position.epoch}_step{self.position.step}"
             folder = Path(self.args.save_dir) / (name + "".join(f"_{k}{v:.4f}" for k, v in scores.items()))
-            save_checkpoint(self.distiller.student, self.tokenizer, folder)
+            save_checkpoint(self.distiller.student, self.tokenizer, folder, self.template)
             self.best.add(score, folder)
             logger.info("saved %s", folder)
 

@@ -14,13 +14,13 @@ from training.state import Resume
 MAY_CHANGE = frozenset(
     "save_dir resume resume_interval max_bad_steps log_interval save_interval eval_interval keep_best_n_checkpoints "
     "eval_batch_size loss_chunk_mb compile_loss gradient_checkpointing attn_implementation packing data_dir "
-    "data_process_workers processed_data_dir force_process deepspeed_config precision global_batch_size teacher_cache "
-    "model_type ckpt_name teacher_ckpt_name generation_cache_mb report_to probe_rows eval_at_start "
-    "diagnose_every".split()
+    "data_split data_revision data_process_workers processed_data_dir force_process deepspeed_config precision "
+    "global_batch_size teacher_cache model_type ckpt_name teacher_ckpt_name generation_cache_mb report_to probe_rows "
+    "eval_at_start diagnose_every".split()
 )
 LENGTH_FLAGS = ("num_epochs", "total_iters")
 # Flags that states of earlier versions lack, and the value with which those runs trained.
-ADDED_FLAGS = {"prompt_template": "alpaca"}
+ADDED_FLAGS = {"prompt_template": "alpaca", "train_on": "all"}
 
 
 def check_layout(resume: Resume, layout: Layout, args: TrainArguments) -> None:
@@ -61,7 +61,9 @@ def check_settings(start: dict, new: dict, args: TrainArguments, source: Path) -
         wrong.append(f"{new['world_size']} processes (it has {old['world_size']})")
     if args.tokens_per_micro_batch and old["layout"] != "padded" and not new["flags"]["packing"]:
         wrong.append("--packing False (it has packed batches; a token budget makes other steps of padded ones)")
-    wrong += [f"--data-dir (another {name}.jsonl)" for name in old["data"] if old["data"][name] != new["data"][name]]
+    other_data = {name for name in old["data"] if old["data"][name] != new["data"].get(name)}
+    wrong += [f"--data-dir (another {name}.jsonl)" for name in ("train", "dev") if name in other_data]
+    wrong += ["--prompt-template (the file has changed)"] if "template" in other_data else []
     if not position["finished"] and args.num_epochs < position["epoch"]:
         wrong.append(f"--num-epochs {args.num_epochs} (it is in epoch {position['epoch']})")
     if args.total_iters is not None and args.total_iters < position["step"]:
