@@ -1,4 +1,4 @@
-"""Sampled rows: labels and EOS as data's, draws by (seed, step, row), schedules, budgets, loss, what stays as it was."""
+"""Sampled rows: labels and EOS, draws by (seed, step, row), schedules, budgets, loss, and what stays as it was."""
 
 from collections import Counter
 from dataclasses import replace
