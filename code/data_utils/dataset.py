@@ -43,11 +43,13 @@ class Row:
     """One line of a jsonl file.
 
     responses: all that count as right; training uses the first. place: FILE:LINE, for messages.
+    cut: the response stops before its end, so no EOS follows.
     """
 
     prompt: str
     responses: tuple[str, ...]
     place: str = field(default="", compare=False)
+    cut: bool = False
 
 
 class InstructionDataset(ExampleTable):
@@ -171,7 +173,7 @@ def _parse(line: str, place: str, template: PromptTemplate, empty_references: bo
         "".join((prompt, *responses)).encode()
     except UnicodeEncodeError as error:  # JSON can escape half of a surrogate pair, which tokenizers refuse
         raise ValueError(f"{place}: not text ({error.reason}); write whole characters") from None
-    return Row(prompt, responses, place)
+    return Row(prompt, responses, place, row.get("cut") is True)
 
 
 def _responses(output: object, place: str, may_be_empty: bool) -> tuple[str, ...]:
@@ -208,7 +210,11 @@ def _tokenise(rows: list[Row], tokenizer: PreTrainedTokenizerBase, args: DataArg
     workers = os.cpu_count() or 1 if args.data_process_workers == -1 else args.data_process_workers
     workers = max(1, min(workers, len(rows) // ROWS_PER_WORKER))
     table = datasets.Dataset.from_dict(
-        {"prompt": [row.prompt for row in rows], "response": [row.responses[0] for row in rows]}
+        {
+            "prompt": [row.prompt for row in rows],
+            "response": [row.responses[0] for row in rows],
+            "cut": [row.cut for row in rows],
+        }
     )
     # A name per process, unlike those of runtime.atomic: several runs may tokenise the same rows at once.
     unfinished = folder.with_name(f"{folder.name}.{platform.node()}-{os.getpid()}.tmp")
@@ -217,7 +223,7 @@ def _tokenise(rows: list[Row], tokenizer: PreTrainedTokenizerBase, args: DataArg
         lambda batch: _encode(batch, tokenizer, args),
         batched=True,
         num_proc=workers if workers > 1 else None,
-        remove_columns=["prompt", "response"],
+        remove_columns=["prompt", "response", "cut"],
         new_fingerprint=folder.name[-KEY_LENGTH:],
     ).save_to_disk(str(unfinished))
     if args.force_process:
@@ -230,8 +236,8 @@ def _tokenise(rows: list[Row], tokenizer: PreTrainedTokenizerBase, args: DataArg
         shutil.rmtree(unfinished)  # another process was faster
 
 
-def _encode(batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, args: DataArguments) -> dict[str, list]:
-    whole_prompts, responses = encode_pairs(tokenizer, batch["prompt"], batch["response"])
+def _encode(batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, args: DataArguments) -> dict[str, list]:
+    whole_prompts, responses = encode_pairs(tokenizer, batch["prompt"], batch["response"], batch["cut"])
     ending = prompt_template(args.prompt_template).ending
     prompts = cut_prompts(tokenizer, whole_prompts, args.max_prompt_length, ending)
     room = [args.max_length - len(ids) for ids in prompts]
