@@ -319,6 +319,79 @@ class GenerationArguments(Group):
 
 
 @dataclass(frozen=True)
+class OnPolicyArguments(Group):
+    """On-policy data: the student also learns on answers that it samples itself. See docs/onpolicy.md."""
+
+    student_gen: bool = option(False, "Some steps train on answers that the student samples to the step's prompts.")
+    gen_schedule: Literal["mixed", "adaptive"] = option(
+        "mixed",
+        "Which steps: mixed: a fixed share (GKD); adaptive: a share that follows the dev loss, with replay (DistiLLM).",
+    )
+    gkd: bool = option(False, "Short for --student-gen --gen-schedule mixed.")
+    distillm: bool = option(False, "Short for --student-gen --gen-schedule adaptive.")
+    mixed_alpha: float = option(
+        0.5, "mixed: share of sampled steps.", aliases=["--gkd-alpha", "--lmbda"], at_least=0, at_most=1
+    )
+    init_threshold: float = option(
+        0.0, "adaptive: share of sampled and replayed steps at first.", at_least=0, at_most=1
+    )
+    loss_eps: float = option(0.1, "adaptive: rise of the dev NLL that adds 0.1 to that share.", at_least=0)
+    capacity: int = option(1000, "adaptive: sampled rows of all ranks that are kept for replay.", at_least=1)
+    replay_ratio: Literal["decreasing", "constant", "increasing"] = option(
+        "decreasing",
+        "adaptive: course of fresh samples among these steps: from all to none, a half, or from none to all.",
+    )
+    gen_temperature: float = option(1.0, "Sampling temperature of training answers.", above=0)
+    gen_top_p: float = option(1.0, "Their nucleus mass; 1: everything.", above=0, at_most=1)
+    gen_top_k: int = option(0, "Most likely tokens to sample them from; 0: all.", at_least=0)
+    gen_max_new_tokens: int | None = option(
+        None, "Their longest; default: --max-length less --max-prompt-length.", at_least=1
+    )
+    gen_engine: Literal["dropping", "vllm"] = option("dropping", "What samples them; as --generator.")
+    gen_tokens_per_batch: int | None = option(
+        None,
+        "Prompts with longest answers that are sampled at once, in tokens; default: --eval-batch-size x --max-length.",
+        at_least=1,
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        schedules = {"gkd": "mixed", "distillm": "adaptive"}
+        given = {name: schedule for name, schedule in schedules.items() if getattr(self, name)}
+        if len(given) > 1:
+            raise ValueError(f"{' '.join(f'--{name}' for name in given)}: they contradict each other; pass one of them")
+        for field_ in fields(self):
+            value, default = getattr(self, field_.name), field_.default
+            if value == default or field_.name in ("student_gen", *schedules):
+                continue
+            require(self.enabled, field_.name, value, "add --student-gen, or all rows are data")
+            for name, schedule in given.items():
+                same = field_.name != "gen_schedule" or value == schedule
+                require(same, field_.name, value, f"--{name} means --gen-schedule {schedule}; drop one of the two")
+        for name in ("init_threshold", "loss_eps", "capacity", "replay_ratio", "mixed_alpha"):
+            value, of = getattr(self, name), "mixed" if name == "mixed_alpha" else "adaptive"
+            default = next(field_.default for field_ in fields(self) if field_.name == name)
+            used = value == default or self.schedule == of
+            require(used, name, value, f"only --gen-schedule {of} reads it; drop it")
+
+    @property
+    def enabled(self) -> bool:
+        return self.student_gen or self.gkd or self.distillm
+
+    @property
+    def schedule(self) -> Literal["mixed", "adaptive"] | None:
+        """None: all rows are data."""
+        if not self.enabled:
+            return None
+        return "adaptive" if self.distillm else "mixed" if self.gkd else self.gen_schedule
+
+    @property
+    def samples(self) -> bool:
+        """Whether any step can train on sampled rows."""
+        return self.enabled and not (self.schedule == "mixed" and self.mixed_alpha == 0)
+
+
+@dataclass(frozen=True)
 class CheckpointArguments(Group):
     """What is evaluated."""
 
@@ -491,6 +564,7 @@ class TrainConfig(NamedTuple):
     data: DataArguments
     train: TrainArguments
     generation: GenerationArguments
+    on_policy: OnPolicyArguments
     ignored_flags: tuple[str, ...]
 
     @property
@@ -519,8 +593,8 @@ class GenerateConfig(NamedTuple):
 
 def parse_train_arguments(argv: Sequence[str]) -> TrainConfig:
     """Flags of `code/distillation.py`. Raises ValueError with the flag, its value and the remedy."""
-    groups = (ModelArguments, TeacherArguments, KDArguments, DataArguments, TrainArguments, GenerationArguments)
-    return TrainConfig(*parse(argv, groups, "code/distillation.py"))
+    groups = ModelArguments, TeacherArguments, KDArguments, DataArguments, TrainArguments, GenerationArguments
+    return TrainConfig(*parse(argv, (*groups, OnPolicyArguments), "code/distillation.py"))
 
 
 def parse_evaluate_arguments(argv: Sequence[str]) -> EvaluateConfig:

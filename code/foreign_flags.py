@@ -7,8 +7,17 @@ IGNORED_FLAGS = frozenset(
     "save-additional-suffix save-rollout num-workers min-prompt-length json-data bin-data txt-data prompt-type "
     "eval-ppl eval-rw only-prompt seed-order seed-data seed-ppo seed-lm attn-dtype xops-attn loss-scale model-parallel "
     "model-parallel-size no-value dropout-path-rate force-process-demo gen-num eb-sample-times data-names peft "
-    "eval-gen data-process-workers eval-tqdm report-logits only-save-projector debug".split()
+    "eval-gen data-process-workers eval-tqdm report-logits only-save-projector debug gen-num-beams".split()
 )
+# Values of ignored flags that would have had an effect: a pattern of the others, and what to use instead.
+HARMLESS_VALUES = {
+    "type": (
+        r"(?!adaptive|mixed).*",
+        "choose the rows with --student-gen --gen-schedule adaptive (short: --distillm) or mixed (--gkd), and the "
+        "objective with --kd-objective",
+    ),
+    "gen-num-beams": ("1", "training answers are sampled, without beams; pass 1, or drop the flag"),
+}
 LAUNCHER_FLAGS = frozenset(("deepspeed", "local-rank", "deepscale", "deepspeed-config"))
 # Flags of other trainers (Transformers, TRL, LLaMA-Factory, Axolotl) under the names that they have here.
 RENAMED_FLAGS = {

@@ -77,11 +77,15 @@ class Criterion:
         raise NotImplementedError
 
     def loss(self, positions: ResponsePositions) -> LossSums:
-        """Sum over the positions of (1 - kd_rate) * CE + kd_rate * KD, differentiable, and both sums for the log."""
+        """Sum over the positions of (1 - kd_rate) * CE + kd_rate * KD, differentiable, and both sums for the log.
+
+        Without the first part where the labels are the student's own samples.
+        """
         temperature = self.args.kd_temperature
         kd_rate = self.args.kd_rate if self.needs_teacher else 0.0
         kd_weight = kd_rate * (temperature**2 if self.args.kd_temperature_scaling == "squared" else 1.0)
-        return positions.walk(self.token_loss, 1 - kd_rate, kd_weight, temperature)
+        ce_weight = 1 - kd_rate if positions.supervised else 0.0
+        return positions.walk(self.token_loss, ce_weight, kd_weight, temperature)
 
     def used_arguments(self) -> tuple[str, ...]:
         """Fields of KDArguments that change the loss, in the order in which a run folder's name has them."""

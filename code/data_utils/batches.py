@@ -73,6 +73,7 @@ class Batch:
     tokens: tokens without padding.
     positions_per_rank: N on every rank in this micro-step.
     examples: in the order of their rows, and so of their response positions.
+    supervised: the responses are data, not the student's own samples, so that CE trains on them.
     """
 
     input_ids_RT: Tensor
@@ -85,6 +86,7 @@ class Batch:
     positions_per_rank: tuple[int, ...] = (0,)
     tokens: int = 0
     examples: tuple[Example, ...] = ()
+    supervised: bool = True
 
     @property
     def shares_rows(self) -> bool:

@@ -1,9 +1,11 @@
 """Generation with vLLM, where it is installed: the fastest on a GPU, in one process.
 
-vLLM reads a folder, so the model in memory, adapter and all, is written to a temporary one, once per model. Each answer
-has a seed of its own. Tested against a stub of vLLM's interface (`LLM`, `SamplingParams`, version 0.11) only.
+vLLM reads a folder, so the model in memory, adapter and all, is written to a temporary one, once per model; a model in
+training gives it its weights again before each use (`refresh`). Each answer has a seed of its own. Tested against a
+stub of vLLM's interface (`LLM`, `SamplingParams`, version 0.11) only.
 """
 
+import copy
 import importlib.util
 import tempfile
 from collections.abc import Sequence
@@ -12,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from arguments import GenerationArguments
@@ -23,14 +26,13 @@ SHARE_OF_FREE_MEMORY = 0.9
 _engines: WeakKeyDictionary = WeakKeyDictionary()  # by model: the engine and the longest prompt with answer
 
 
-def check_vllm() -> None:
-    """Raises ValueError where vLLM cannot run."""
+def check_vllm(flag: str = "--generator") -> None:
+    """Raises ValueError where vLLM cannot run. flag: what asks for it."""
     if importlib.util.find_spec("vllm") is None:
-        raise ValueError("--generator vllm: vllm is not installed; pip install vllm, or use --generator dropping")
+        raise ValueError(f"{flag} vllm: vllm is not installed; pip install vllm, or use {flag} dropping")
     if (ranks := Ranks.from_environment().world_size) > 1:
         raise ValueError(
-            f"--generator vllm: it runs in one process, and there are {ranks}; start with python, not torchrun or "
-            "deepspeed"
+            f"{flag} vllm: it runs in one process, and there are {ranks}; start with python, not torchrun or deepspeed"
         )
 
 
@@ -43,7 +45,9 @@ class VllmGenerator:
     args: GenerationArguments
     max_new_tokens: int
 
-    def generate(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> dict[int, list[list[int]]]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], rows: Sequence[int] | None = None
+    ) -> dict[int, list[list[int]]]:
         check_vllm()
         if not prompts:
             return {seed: [] for seed in seeds}
@@ -54,7 +58,7 @@ class VllmGenerator:
         requests = [{"prompt_token_ids": list(ids)} for ids in prompts]
         answers = {}
         for seed in seeds:
-            params = [SamplingParams(seed=row_seed(seed, row), **settings) for row in range(len(prompts))]
+            params = [SamplingParams(seed=row_seed(seed, row), **settings) for row in rows or range(len(prompts))]
             outputs = [request.outputs[0] for request in engine.generate(requests, params)]
             answers[seed] = [ended(list(output.token_ids), output.finish_reason, eos) for output in outputs]
         return answers
@@ -85,7 +89,7 @@ def engine_of(model: PreTrainedModel, longest: int) -> object:
         free, total = torch.cuda.mem_get_info(model.device)
         memory["gpu_memory_utilization"] = SHARE_OF_FREE_MEMORY * free / total
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
+        _merged(model).save_pretrained(folder)
         engine = LLM(
             model=folder,
             dtype=str(model.dtype).removeprefix("torch."),
@@ -96,6 +100,20 @@ def engine_of(model: PreTrainedModel, longest: int) -> object:
         )
     _engines[model] = (engine, longest)
     return engine
+
+
+def refresh(model: PreTrainedModel | PeftModel) -> None:
+    """The engine of `model`, if there is one, gets the weights as they are now."""
+    engine, _ = _engines.get(model, (None, 0))
+    if engine is not None:
+        weights = list(_merged(model).state_dict().items())
+        engine.apply_model(lambda loaded: loaded.load_weights(weights))
+        engine.reset_prefix_cache()
+
+
+def _merged(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The model itself, or a copy with its adapter merged: merging in place would round the weights in training."""
+    return copy.deepcopy(model).merge_and_unload() if isinstance(model, PeftModel) else model
 
 
 def row_seed(seed: int, row: int) -> int:

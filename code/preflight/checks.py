@@ -24,7 +24,7 @@ from generation.building import check_generator
 from models.attention import check_attention
 from models.files import check_adapter_path, check_model_path, check_revision
 from models.sharding import sharding_settings
-from preflight.defaults import with_accumulation, with_checkpoints, with_precision, with_save_dir
+from preflight.defaults import with_accumulation, with_checkpoints, with_precision, with_rows, with_save_dir
 from preflight.estimates import (
     check_positions,
     describe_data,
@@ -33,6 +33,7 @@ from preflight.estimates import (
     estimate_memory,
     estimate_steps,
 )
+from preflight.on_policy import check_rows, describe_rows
 from preflight.report import Report
 from preflight.skeleton import ModelFacts, student_facts, teacher_facts
 from preflight.tokens import check_tokenizers
@@ -93,7 +94,10 @@ class Preflight:
         with report.collect_errors():
             longest = int(max(data.lengths.max() for data in datasets))
             check_positions(config, longest, [model for model in (self.student, self.teacher) if model is not None])
-        estimate_steps(config, train, self.ranks, report)
+        plan = estimate_steps(config, train, self.ranks, report)
+        if config.on_policy.enabled:
+            with report.collect_errors():
+                describe_rows(config, self.settings, train, plan, self.student, self.teacher, report)
         if self.teacher is not None:
             with report.collect_errors():
                 tokens = sum(int(data.responses.sum()) for data in datasets)
@@ -127,6 +131,7 @@ def check(config: TrainConfig) -> Preflight:
         config = with_precision(config)
     with report.collect_errors():
         config = with_accumulation(config, ranks)
+    config = with_rows(config)
     with report.collect_errors():
         settings = read_deepspeed_settings(config.train)
     with report.collect_errors():
@@ -143,6 +148,9 @@ def check(config: TrainConfig) -> Preflight:
     with report.collect_errors():
         if config.train.eval_gen:
             check_generator(config.generation, training=True, zero_stage=settings.stage if settings else 0)
+    with report.collect_errors():
+        if criterion is not None:
+            check_rows(config, criterion)
     with report.collect_errors():
         prompt_template(config.data.prompt_template)
     with report.collect_errors():

@@ -15,8 +15,9 @@ from deepspeed.accelerator import get_accelerator
 
 from arguments import TrainConfig
 from data_utils.dataset import InstructionDataset
-from data_utils.epoch_plan import epoch_plan, total_steps, warmup_steps
+from data_utils.epoch_plan import EpochPlan, epoch_plan, total_steps, warmup_steps
 from preflight.machine import host_memory
+from preflight.on_policy import sampling_bytes
 from preflight.report import Report, size
 from preflight.skeleton import ModelFacts
 from runtime.atomic import existing_part
@@ -59,16 +60,17 @@ def describe_data(
 
 
 def check_positions(config: TrainConfig, longest: int, models: list[ModelFacts]) -> None:
-    """Raises ValueError if a row, or an answer under --eval-gen, may have more tokens than a model has positions."""
-    needed = max(longest, config.data.max_length if config.train.eval_gen else 0)
+    """Raises ValueError if a row, or an answer made in training, may have more tokens than a model has positions."""
+    answers = config.train.eval_gen or config.on_policy.samples
+    needed = max(longest, config.data.max_length if answers else 0)
     for model in models:
         positions = getattr(model.text_config, "max_position_embeddings", None)
         if positions is not None and needed > positions:
             raise ValueError(f"--max-length {config.data.max_length}: {model.path} has {positions} positions; lower it")
 
 
-def estimate_steps(config: TrainConfig, train: InstructionDataset, ranks: Ranks, report: Report) -> None:
-    """Steps per epoch and in all, examples or tokens per step."""
+def estimate_steps(config: TrainConfig, train: InstructionDataset, ranks: Ranks, report: Report) -> EpochPlan:
+    """Steps per epoch and in all, examples or tokens per step. Returns the plan of the epochs."""
     args, rows = config.train, len(train.lengths)
     plan = epoch_plan(train, args, ranks.world_size, "packed" if config.data.packing else "padded")
     per_epoch, total = len(plan), total_steps(plan, args)
@@ -87,6 +89,7 @@ def estimate_steps(config: TrainConfig, train: InstructionDataset, ranks: Ranks,
     )
     if warmup_steps(args, total) >= total:
         report.warn(f"the warm-up takes all {total:,} steps, --lr {args.lr:g} is never reached; lower --warmup-iters")
+    return plan
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------
@@ -142,13 +145,15 @@ def bytes_per_rank(
         "gradients": gradients // (world_size if stage >= 2 else 1),
         "optimiser": optimiser_bytes(student, settings) // (world_size if stage >= 1 else 1),
     }
-    if teacher is not None and config.teacher.teacher_cache is not None:  # its head alone stays
+    if teacher is not None and config.teacher.teacher_cache is not None and not config.on_policy.samples:
+        # its head alone stays
         parts["teacher"] = teacher.head_rows * teacher.head_columns * teacher_dtype(config, settings.dtype).itemsize
     elif teacher is not None:
         parts["teacher"] = teacher_bytes(config, settings, teacher, ranks)
     if stage and world_size > 1:
         bucket = min(settings.zero.get("reduce_bucket_size", 500_000_000), student.trainable)
         parts["ZeRO buckets"] = 2 * width * bucket
+    parts |= sampling_bytes(config, settings, student)
     on_host = {
         part: parts.pop(part)
         for part, key in (("optimiser", "offload_optimizer"), ("weights", "offload_param"))

@@ -32,18 +32,22 @@ def check_tokenizers(config: TrainConfig, student: ModelFacts, teacher: ModelFac
             f"; the teacher's last {teacher.head_rows - shared:,} ids are dropped, and their probability is measured"
         )
     report.fact("vocabulary", text)
-    _compare(ours, theirs, report)
+    _compare(ours, theirs, report, config.on_policy.samples)
     if theirs.chat_template and _uses_alpaca(config):
         _warn_of_chat(ours, teacher.path, report)
 
 
-def _compare(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, report: Report) -> None:
+def _compare(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, report: Report, samples: bool) -> None:
+    """samples: the student also learns on its own answers, which then would grow from step to step."""
     if ours.eos_token_id != theirs.eos_token_id:
-        report.warn(
+        message = (
             f"answers end with {_token(ours, 'EOS')} for the student and with {_token(theirs, 'EOS')} for the teacher: "
             "labels and teacher contradict each other, and the student may not stop; give both the same eos_token in "
             "tokenizer_config.json, or first fine-tune the teacher on this data with the student's"
         )
+        if samples:
+            raise ValueError(f"--student-gen: {message}")
+        report.warn(message)
     if _starts_with_bos(ours) != _starts_with_bos(theirs):
         who = ("the student's", "the teacher's")[_starts_with_bos(theirs)]
         report.warn(

@@ -21,6 +21,7 @@ from data_utils.prompts import prompt_template
 from distiller import Distiller
 from evaluation.metrics import MAIN_METRIC, build_metrics
 from evaluation.scoring import EvaluationSet, warnings
+from generation.sampler import StudentSampler
 from models.heads import SplitModel
 from models.loading import load_student, load_tokenizer
 from models.probes import batch_layout, split
@@ -37,10 +38,12 @@ from training.dev import DevEvaluation
 from training.diagnosis import Diagnosis
 from training.engine import build_engine
 from training.guard import StepGuard
+from training.kind_metrics import KindMetrics
 from training.loop import Trainer
 from training.metrics import Metrics
 from training.probe import Probe
 from training.rank_batches import RankBatches
+from training.sources import AdaptiveRows, DataRows, MixedRows, RowSource
 from training.state import Position, RandomNumbers, Resume, RunState
 from training.writers import Tracker, open_trackers, record_writers
 
@@ -104,7 +107,9 @@ def build_trainer(
     seed_everything(args.seed + 1 + rank())
     _log_plan(plan, total_steps(plan, args))
     batches = RankBatches(train, dev, tokenizer.pad_token_id, config.data.max_length, models.layout, engine.device)
-    metrics, position = Metrics(engine.device), Position()
+    source = _row_source(config, engine, tokenizer, train, plan)
+    metrics = Metrics(engine.device, KindMetrics(engine.device) if config.on_policy.enabled else None)
+    position = Position()
     step = resume.start["position"]["step"] if resume.start is not None else 0
     with all_ranks():
         trackers = open_trackers(args.report_to or (), save_dir, config.flags, step)
@@ -113,8 +118,9 @@ def build_trainer(
     state = RunState(
         resume,
         engine,
-        shared={"position": position, "best": best},
+        shared={"position": position, "best": best} | ({"rows": source} if config.on_policy.enabled else {}),
         per_rank={"criterion": models.distiller.criterion, "metrics": metrics, "random": RandomNumbers()},
+        common={"buffer": source.buffer} if isinstance(source, AdaptiveRows) else {},
     )
     return Trainer(
         engine=engine,
@@ -122,8 +128,9 @@ def build_trainer(
         tokenizer=tokenizer,
         batches=batches,
         plan=plan,
+        source=source,
         args=args,
-        guard=StepGuard(engine, train, save_dir, args.max_bad_steps, position),
+        guard=StepGuard(engine, save_dir, args.max_bad_steps, position),
         dev=evaluation,
         probe=_probe(config, models.teacher, tokenizer, evaluation) if evaluation and args.probe_rows else None,
         diagnosis=Diagnosis(models.distiller.criterion, save_dir) if args.diagnose_every else None,
@@ -133,6 +140,28 @@ def build_trainer(
         best=best,
         state=state,
     )
+
+
+def _row_source(
+    config: TrainConfig,
+    engine: DeepSpeedEngine,
+    tokenizer: PreTrainedTokenizerBase,
+    train: InstructionDataset,
+    plan: EpochPlan,
+) -> RowSource:
+    args, student = config.on_policy, engine.module.split_student
+    if not args.enabled:
+        return DataRows(train)
+    partitioned = engine.zero_optimization_stage() == 3
+    sampler = StudentSampler(
+        student, tokenizer, args, config.train.seed, config.data.max_length, engine.device, partitioned
+    )
+    logger.info(
+        "rows %s: sampled ones train KD alone, times --kd-rate %g; CE needs data", args.schedule, config.kd.kd_rate
+    )
+    if args.schedule == "mixed":
+        return MixedRows(train, plan, sampler, args)
+    return AdaptiveRows(train, plan, sampler, args, total_steps(plan, config.train))
 
 
 def _load_student(config: TrainConfig, settings: DeepSpeedSettings) -> nn.Module:

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from arguments import TrainArguments
 from criterions import StepTokens
 from data_utils.batches import Batch
-from data_utils.epoch_plan import EpochPlan, Step, total_steps
+from data_utils.epoch_plan import EpochPlan, total_steps
 from distiller import Distiller
 from runtime.log import duration, logger
 from runtime.ranks import is_main_process, world_size
@@ -31,6 +31,7 @@ from training.guard import StepGuard, poisoned
 from training.metrics import Metrics
 from training.probe import Probe
 from training.rank_batches import RankBatches
+from training.sources import LoadedStep, RowSource
 from training.state import Position, RunState
 from training.stopping import StopSignals
 from training.writers import MetricWriter
@@ -40,8 +41,8 @@ from training.writers import MetricWriter
 class Trainer:
     """Trains `engine.module`, a Distiller, to the last step.
 
-    dev, probe, diagnosis: None where the flags or the data leave them out. position, best: owners of `state`, which
-    saves them.
+    dev, probe, diagnosis: None where the flags or the data leave them out. source, position, best: owners of `state`,
+    which saves them.
     """
 
     engine: DeepSpeedEngine
@@ -49,6 +50,7 @@ class Trainer:
     tokenizer: PreTrainedTokenizerBase
     batches: RankBatches
     plan: EpochPlan
+    source: RowSource
     args: TrainArguments
     guard: StepGuard
     dev: DevEvaluation | None
@@ -93,8 +95,8 @@ class Trainer:
     def _look_before_the_first_step(self) -> None:
         if self.dev is not None and self.teacher is not None:
             self.dev.log_dropped_mass(self.teacher)
-        if self.dev is not None and self.args.eval_at_start:
-            self.dev.start(self.teacher)
+        if self.dev is not None and (self.args.eval_at_start or self.source.needs_dev_loss):
+            self.source.observe(self.dev.start(self.teacher)["loss"])
         if self.probe is not None:
             self.probe.write(epoch=0, step=0)
 
@@ -114,15 +116,18 @@ class Trainer:
         self.engine.train()
         planned = self.plan.steps(at.epoch, at.step_in_epoch)[: self.total_steps - at.step]
         last_step = at.step + len(planned)
-        with closing(self.batches.of_steps(planned)) as batches:
-            for step in planned:
+        kinds = self.source.kinds(planned, at.step + 1)
+        with closing(self.batches.of_steps([step for step, kind in zip(planned, kinds) if kind == "data"])) as data:
+            for step, kind in zip(planned, kinds):
                 logged = (at.step + 1) % args.log_interval == 0 or at.step + 1 == self.total_steps
                 diagnosed = self.diagnosis is not None and (at.step + 1) % args.diagnose_every == 0
                 observers = [self.metrics.observe] * logged + ([self.diagnosis.observe] if diagnosed else [])
                 with self.metrics.timed():
                     lr = self.engine.get_lr()[0]
+                    loaded = self.source.draw(step, at.step + 1, kind)
+                    batches = data if kind == "data" else self.batches.of_sampled(loaded.step, loaded.rows)
                     with self.distiller.observed_by(*observers):
-                        extras = self._train_step(step, batches)
+                        extras = self._train_step(loaded, batches)
                     at.next_step()
                     progress.update()
                     if logged:
@@ -139,22 +144,22 @@ class Trainer:
         at.epoch_ends = True
         self.state.save()
 
-    def _train_step(self, planned: Step, batches: Iterator[Batch]) -> dict[str, float]:
+    def _train_step(self, loaded: LoadedStep, batches: Iterator[Batch]) -> dict[str, float]:
         """One optimiser step on the next of `batches`. Returns what the criterion logs of it."""
-        criterion = self.distiller.criterion
-        step_tokens = StepTokens(tuple(sum(per_rank) for per_rank in planned.tokens), self.engine.device)
+        criterion, micro_steps = self.distiller.criterion, len(loaded.step.examples)
+        step_tokens = StepTokens(tuple(sum(per_rank) for per_rank in loaded.step.tokens), self.engine.device)
         criterion.start_step(step_tokens)
-        for micro_step in range(len(planned.examples)):
+        for micro_step in range(micro_steps):
             batch = next(batches)
-            self.engine.set_gradient_accumulation_boundary(micro_step == len(planned.examples) - 1)
+            self.engine.set_gradient_accumulation_boundary(micro_step == micro_steps - 1)
             teacher = self.teacher.states(batch) if self.teacher else None
             sums = self.engine(batch=batch, teacher=teacher)
             # The engine averages over ranks; the loss is a sum over all of them, divided once.
             self.engine.backward(poisoned(sums.loss) * (world_size() / step_tokens.total_tokens), scale_wrt_gas=False)
             self.engine.step()
             self.metrics.add(sums, batch)
-        applied = self.guard.check(planned, self.metrics.losses())
-        self.metrics.end_step(applied, self.engine.get_global_grad_norm())
+        applied = self.guard.check(loaded, self.metrics.losses())
+        self.metrics.end_step(applied, self.engine.get_global_grad_norm(), loaded)
         before = criterion.state_dict()
         extras = criterion.end_step()
         if not applied:
@@ -163,6 +168,7 @@ class Trainer:
 
     def _log(self, lr: float, extras: dict[str, float]) -> None:
         step, epoch, steps = self.position.step, self.position.epoch, self.total_steps
+        extras = extras | self.source.log(step)
         record = self.metrics.record(step, epoch, lr, extras)
         if record is None:
             return
@@ -185,6 +191,8 @@ class Trainer:
         save = last or _is_due(at.epoch, self.args.save_interval)
         if save or _is_due(at.epoch, self.args.eval_interval):
             scores = self.dev.scores(at.epoch, at.step) if self.dev is not None else {}
+            if scores:
+                self.source.observe(scores["loss"])
             if save:
                 self._save_if_best(scores)
         at.next_epoch()

@@ -20,7 +20,8 @@ MAY_CHANGE = frozenset(
 )
 LENGTH_FLAGS = ("num_epochs", "total_iters")
 # Flags that states of earlier versions lack, and the value with which those runs trained.
-ADDED_FLAGS = {"prompt_template": "alpaca"}
+ADDED_FLAGS = {"prompt_template": "alpaca", "student_gen": False}
+WITH_ADAPTIVE_ROWS = {"save_interval", "eval_interval"}  # decide when the dev loss moves the share of sampled steps
 
 
 def check_layout(resume: Resume, layout: Layout, args: TrainArguments) -> None:
@@ -45,9 +46,11 @@ def check_settings(start: dict, new: dict, args: TrainArguments, source: Path) -
     old_flags = ADDED_FLAGS | old["flags"]
     pairs = {name: (value, new["flags"][name]) for name, value in old_flags.items() if name in new["flags"]}
     changed = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-    allowed = set(MAY_CHANGE)
+    allowed, adaptive = set(MAY_CHANGE), old_flags["student_gen"] and old_flags["gen_schedule"] == "adaptive"
+    if adaptive:
+        allowed -= WITH_ADAPTIVE_ROWS
     depends = args.lr_decay_style not in ("constant", "noam") or args.warmup_ratio or start["criterion_counts_steps"]
-    if not depends:
+    if not depends and not (adaptive and old_flags["replay_ratio"] != "constant"):
         allowed |= set(LENGTH_FLAGS)  # nothing before the end depends on where the end is
     if position["finished"] and (longer := [name for name in LENGTH_FLAGS if name in changed]):
         raise ValueError(

@@ -24,6 +24,7 @@ from arguments import (
     GenerationArguments,
     KDArguments,
     ModelArguments,
+    OnPolicyArguments,
     TeacherArguments,
     TrainArguments,
     TrainConfig,
@@ -35,7 +36,10 @@ from arguments import (
 from flags import Group, option
 from flags import parse as parse_groups
 
-TRAIN_GROUPS = (ModelArguments, TeacherArguments, KDArguments, DataArguments, TrainArguments, GenerationArguments)
+TRAIN_GROUPS = (
+    *(ModelArguments, TeacherArguments, KDArguments, DataArguments, TrainArguments, GenerationArguments),
+    OnPolicyArguments,
+)
 OF_EVALUATION = (CheckpointArguments, EvaluateArguments)
 EVALUATE_GROUPS = (*OF_EVALUATION, GenerationArguments)
 REQUIRED = ("--model-path", "student", "--data-dir", "data/dolly")
@@ -161,6 +165,10 @@ def test_every_field_parses_in_every_spelling_and_with_equals_sign(parse, group,
         company = ["--peft", "lora"]
     elif field.name in ("teacher_peft_path", "teacher_revision"):
         company = ["--teacher-model-path", "t"]
+    elif field.name in ("init_threshold", "loss_eps", "capacity", "replay_ratio"):
+        company = ["--distillm"]
+    elif group is OnPolicyArguments and field.name not in ("student_gen", "gkd", "distillm"):
+        company = ["--student-gen"]
     spaced, joined = parse(*company, option, text), parse(*company, f"{option}={text}")
     assert spaced == joined
     value = train_flags(spaced)[field.name]
@@ -189,9 +197,10 @@ def test_a_switch_that_is_on_can_be_turned_off(flag):
 # --- every field is read ---------------------------------------------------------------------------------------------
 
 READ = re.compile(
-    r"\b(?:\w*args|model|teacher|kd|data|train|generation|evaluate|self)(?=\.(\w+))|getattr\(\w+, \"(\w+)"
+    r"\b(?:\w*args|model|teacher|kd|data|train|generation|on_policy|evaluate|self)(?=\.(\w+))|getattr\(\w+, \"(\w+)"
 )
 READ_HERE = {"criterion", "kd_objective"}  # by KDArguments.objective
+READ_HERE |= {"student_gen", "gen_schedule", "gkd", "distillm"}  # by OnPolicyArguments.schedule
 
 
 @pytest.mark.parametrize(
@@ -432,11 +441,39 @@ def test_numbers_outside_their_bounds_name_flag_value_and_remedy(group):
         ("--peft-lora-r", 4, "add --peft lora, or all weights are trained"),
         ("--teacher-peft-path", "x", "name the adapter's base model with --teacher-model-path"),
         ("--teacher-revision", "x", "name its hub id with --teacher-model-path"),
+        ("--mixed-alpha", 0.25, "add --student-gen, or all rows are data"),
     ],
 )
 def test_remedies(flag, value, remedy):
     with pytest.raises(ValueError, match=f"^{flag} {value}: {remedy}$"):
         parse_train(flag, str(value))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--gkd --distillm", "--gkd --distillm: they contradict each other; pass one of them"),
+        ("--gkd --capacity 3", "--capacity 3: only --gen-schedule adaptive reads it; drop it"),
+        ("--gkd --gen-schedule adaptive", "--gen-schedule adaptive: --gkd means --gen-schedule mixed; drop one of"),
+        ("--type adaptive-srkl", "--type adaptive-srkl: not supported; choose the rows with --student-gen"),
+        ("--type=mixed-fkl", "--type mixed-fkl: not supported; .*--gen-schedule adaptive .short: --distillm. or mixed"),
+        ("--gen-num-beams 4", "--gen-num-beams 4: not supported; training answers are sampled, without beams"),
+    ],
+)
+def test_rows_that_would_not_be_what_was_asked_for(words, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        parse_train(*words.split())
+
+
+def test_flags_of_the_on_policy_releases():
+    words = (
+        "--student-gen --gen-schedule adaptive --gen-num-beams 1 --gen-top-p 1.0 --init-threshold 0.0 --loss-eps 0.1"
+    )
+    config = parse_train(*words.split(), "--capacity", "1000", "--kd-ratio", "1.0", "--type", "kd", "--local_rank", "3")
+    assert (config.on_policy.schedule, config.kd.kd_rate) == ("adaptive", 1.0)
+    assert config.ignored_flags == ("--gen-num-beams", "--type")
+    assert parse_train("--gkd", "--gkd-alpha", "1").on_policy == parse_train("--gkd", "--lmbda", "1").on_policy
+    assert not parse_train("--gkd", "--lmbda", "0").on_policy.samples
 
 
 def test_evaluation_needs_room_for_an_answer():
