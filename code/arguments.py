@@ -471,6 +471,39 @@ class EvaluateArguments(Group):
 
 
 @dataclass(frozen=True)
+class GenerateArguments(Group):
+    """Which prompts are answered, and where the answers go."""
+
+    data_dir: str = option(help="Folder of the jsonl files.")
+    save_dir: str = option(help="The data folder with the answers; new, or what an earlier start left.")
+    splits: list[str] = option(["train"], "Answer these; dev and valid are copied otherwise.")
+    seed: list[int] = option(
+        [10], "One answer to each prompt per seed; several seeds with --do-sample.", aliases=["--seeds"]
+    )
+    train_num: int = option(-1, "Use the first rows only; -1: all.", at_least=1, also={-1: "for all of them"})
+    prompts_per_save: int = option(512, "Prompts answered between two saves.", at_least=1)
+    eval_batch_size: int = option(
+        16,
+        "Prompts with answers of --max-length together that a batch has room for; of shorter ones, more.",
+        aliases=["--batch-size"],
+        at_least=1,
+    )
+    max_length: int | None = option(None, "Tokens of prompt and answer together; default: as the run, else 512.")
+    max_prompt_length: int | None = option(
+        None, "Longer prompts are cut in the middle; default: as the run, else 256.", at_least=32
+    )
+    prompt_template: str | None = option(
+        None, "For rows without a prompt of their own; default: as the run, else alpaca."
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("seed", "splits"):
+            values = getattr(self, name)
+            require(len(set(values)) == len(values), name, values, "name each once")
+
+
+@dataclass(frozen=True)
 class CompareArguments(Group):
     """What is compared, and by what."""
 
@@ -556,6 +589,15 @@ class EvaluateConfig(NamedTuple):
     ignored_flags: tuple[str, ...]
 
 
+class GenerateConfig(NamedTuple):
+    """All groups of `code/generate.py`, and the accepted flags that had no effect."""
+
+    checkpoints: CheckpointArguments
+    generate: GenerateArguments
+    generation: GenerationArguments
+    ignored_flags: tuple[str, ...]
+
+
 def parse_train_arguments(argv: Sequence[str]) -> TrainConfig:
     """Flags of `code/distillation.py`. Raises ValueError with the flag, its value and the remedy."""
     groups = ModelArguments, TeacherArguments, KDArguments, DataArguments, TrainArguments, GenerationArguments
@@ -566,6 +608,22 @@ def parse_evaluate_arguments(argv: Sequence[str]) -> EvaluateConfig:
     """Flags of `code/evaluate.py`. Raises ValueError with the flag, its value and the remedy."""
     groups = (CheckpointArguments, EvaluateArguments, GenerationArguments)
     return EvaluateConfig(*parse(argv, groups, "code/evaluate.py"))
+
+
+def parse_generate_arguments(argv: Sequence[str]) -> GenerateConfig:
+    """Flags of `code/generate.py`. Raises ValueError with the flag, its value and the remedy."""
+    config = GenerateConfig(
+        *parse(argv, (CheckpointArguments, GenerateArguments, GenerationArguments), "code/generate.py")
+    )
+    model, seed = config.checkpoints.model_path, config.generate.seed
+    require(len(model) == 1 and len(config.checkpoints.peft_path or [0]) == 1, "model_path", model, "pass one model")
+    require(
+        len(seed) == 1 or config.generation.do_sample,
+        "seed",
+        seed,
+        "without --do-sample every seed gives the same answers; add it, or pass one seed",
+    )
+    return config
 
 
 def parse_compare_arguments(argv: Sequence[str]) -> CompareArguments:

@@ -77,7 +77,7 @@ class RowEncoder:
 
     def _texts(self, rows: Sequence[Row]) -> list[Encoded]:
         prompts, responses = [row.prompt for row in rows], [row.responses[0] for row in rows]
-        pairs = zip(*encode_pairs(self.tokenizer, prompts, responses)) if rows else ()
+        pairs = zip(*encode_pairs(self.tokenizer, prompts, responses, [row.cut for row in rows])) if rows else ()
         return [self._limited(prompt, response, []) for prompt, response in pairs]
 
     def _chats(self, rows: Sequence[Row]) -> list[Encoded]:
@@ -101,6 +101,8 @@ class RowEncoder:
         if not self._fits(ids, spans):
             messages = shortest_first_cut(row.chat, lambda part: self._fits(*self._encode_chat(row, part)))
             ids, spans = self._encode_chat(row, messages)
+        if row.cut:  # without the token that ends the turn
+            ids, spans = ids[: spans[-1][1] - 1], [*spans[:-1], (spans[-1][0], spans[-1][1] - 1)]
         start = spans[0][0]
         of_response = [place - start for span in spans for place in span]
         if of_response == [0, len(ids) - start]:

@@ -11,7 +11,7 @@ Out: `Row`; or a ValueError that names place and remedy.
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Row:
 
     chat: the turns up to the answer, where a template writes chats; a row with a prompt of its own has none.
     form: index into FORMS. place: where the row stands, for messages.
+    cut: the (last) answer stops before its end, so nothing ends it in training.
     """
 
     prompt: str
@@ -40,6 +41,7 @@ class Row:
     place: str = field(default="", compare=False)
     chat: tuple[Message, ...] = ()
     form: int = field(default=0, compare=False)
+    cut: bool = False
 
 
 def read_rows(
@@ -56,7 +58,12 @@ def read_rows(
 
 def parse(text: str, place: str, template: PromptTemplate, empty_references: bool = False) -> Row:
     """The row that `text` holds. Raises ValueError."""
-    row = _fields(text, place)
+    fields = _fields(text, place)
+    row = _row(fields, place, template, empty_references)
+    return replace(row, cut=True) if fields.get("cut") is True else row
+
+
+def _row(row: dict[str, Any], place: str, template: PromptTemplate, empty_references: bool) -> Row:
     chat = next((name for name in CHATS if row.get(name) and not _has_answer(row)), None)
     if chat is not None:
         return _chat_row(row, chat, place, template, empty_references)

@@ -20,6 +20,7 @@ from evaluation.scoring import EvaluationSet, score, warnings
 from evaluation.sets import DataSet
 from evaluation.settings import evaluation_settings
 from generation.building import build_generator
+from runtime.log import report
 from runtime.ranks import from_main_process, is_main_process
 
 
@@ -111,9 +112,3 @@ class Evaluator:
             return
         report(f"{results.name}: seed {seed} gets {', '.join(missing)} from its answers on disk")
         results.add(seed, score(answers, missing))
-
-
-def report(message: str) -> None:
-    """Prints on rank 0."""
-    if is_main_process():
-        print(message, flush=True)

@@ -36,7 +36,7 @@ def evaluation_settings(
     """
     content = json.dumps([(row.prompt, row.responses) for row in rows])
     return {
-        "weights": _weights(checkpoint, model),
+        "weights": weights(checkpoint, model),
         "set": name,
         "split": args.split,
         "rows": {"count": len(rows), "sha256": hashlib.sha256(content.encode()).hexdigest()},
@@ -51,7 +51,7 @@ def evaluation_settings(
     }
 
 
-def _weights(checkpoint: Checkpoint, model: PreTrainedModel) -> dict[str, str]:
+def weights(checkpoint: Checkpoint, model: PreTrainedModel) -> dict[str, str]:
     """Digests of model and adapter with their tokenizers: a folder whose files were replaced is another checkpoint."""
     path, adapter = checkpoint.model_path, checkpoint.peft_path
     if adapter is None and (Path(path) / "adapter_config.json").is_file():

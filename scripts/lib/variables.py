@@ -54,11 +54,13 @@ def known_variables() -> set[str]:
 
 
 def flags() -> dict[str, str]:
-    """Every flag of training and evaluation, by its name in capitals."""
+    """Every flag of training, evaluation and generation, by its name in capitals."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "code"))
-    from arguments import EvaluateConfig, TrainConfig
+    from arguments import EvaluateConfig, GenerateConfig, TrainConfig
 
-    groups = [*TrainConfig.__annotations__.values(), *EvaluateConfig.__annotations__.values()]
+    groups = [
+        group for config in (TrainConfig, EvaluateConfig, GenerateConfig) for group in config.__annotations__.values()
+    ]
     names = [field.name for group in groups if is_dataclass(group) for field in fields(group)]
     return {name.upper(): f"--{name.replace('_', '-')}" for name in names}
 

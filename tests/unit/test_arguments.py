@@ -19,6 +19,8 @@ from arguments import (
     DataArguments,
     EvaluateArguments,
     EvaluateConfig,
+    GenerateArguments,
+    GenerateConfig,
     GenerationArguments,
     KDArguments,
     ModelArguments,
@@ -28,6 +30,7 @@ from arguments import (
     TrainConfig,
     hyper_parameters,
     parse_evaluate_arguments,
+    parse_generate_arguments,
     parse_train_arguments,
 )
 from flags import Group, option
@@ -102,7 +105,11 @@ def parse_evaluate(*flags: str) -> EvaluateConfig:
     return parse_evaluate_arguments([*REQUIRED, *flags])
 
 
-def train_flags(config: TrainConfig | EvaluateConfig) -> dict:
+def parse_generate(*flags: str) -> GenerateConfig:
+    return parse_generate_arguments([*REQUIRED, "--save-dir", "out", *flags])
+
+
+def train_flags(config: TrainConfig | EvaluateConfig | GenerateConfig) -> dict:
     """The values of all groups by name."""
     return {name: value for group in config[:-1] for name, value in dataclasses.asdict(group).items()}
 
@@ -139,7 +146,11 @@ def valid_text(group: type, field: dataclasses.Field) -> str:
 
 FIELDS = [
     pytest.param(parse, group, field, option, id=f"{parse.__name__.removeprefix('parse_')}{option}")
-    for parse, groups in ((parse_train, TRAIN_GROUPS), (parse_evaluate, EVALUATE_GROUPS))
+    for parse, groups in (
+        (parse_train, TRAIN_GROUPS),
+        (parse_evaluate, EVALUATE_GROUPS),
+        (parse_generate, (GenerateArguments,)),
+    )
     for group in groups
     for field in dataclasses.fields(group)
     for option in options_of(group, field)
@@ -192,7 +203,9 @@ READ_HERE = {"criterion", "kd_objective"}  # by KDArguments.objective
 READ_HERE |= {"student_gen", "gen_schedule", "gkd", "distillm"}  # by OnPolicyArguments.schedule
 
 
-@pytest.mark.parametrize("group", dict.fromkeys((*TRAIN_GROUPS, *EVALUATE_GROUPS)), ids=lambda group: group.__name__)
+@pytest.mark.parametrize(
+    "group", dict.fromkeys((*TRAIN_GROUPS, *EVALUATE_GROUPS, GenerateArguments)), ids=lambda group: group.__name__
+)
 def test_every_field_is_read_somewhere(root, group):
     of_evaluation = {root / "code/evaluate.py", *(root / "code/evaluation").glob("*.py")}
     files = of_evaluation if group in OF_EVALUATION else {*(root / "code").rglob("*.py")} - of_evaluation
@@ -400,9 +413,12 @@ def test_help_and_a_wrong_flag_are_answered_without_torch(root, entry, words, co
 OUTSIDE = {"of at least": -1, "above": 0, "at most": 1, "below": 0}  # of a bound
 
 
-@pytest.mark.parametrize("group", dict.fromkeys((*TRAIN_GROUPS, *EVALUATE_GROUPS)), ids=lambda group: group.__name__)
+@pytest.mark.parametrize(
+    "group", dict.fromkeys((*TRAIN_GROUPS, *EVALUATE_GROUPS, GenerateArguments)), ids=lambda group: group.__name__
+)
 def test_numbers_outside_their_bounds_name_flag_value_and_remedy(group):
-    parse = parse_evaluate if group in OF_EVALUATION else parse_train
+    parsers = {GenerateArguments: parse_generate, **dict.fromkeys(OF_EVALUATION, parse_evaluate)}
+    parse = parsers.get(group, parse_train)
     for field in dataclasses.fields(group):
         flag, kind = f"--{field.name.replace('_', '-')}", base_type(typing.get_type_hints(group)[field.name])
         values = [kind(limit + OUTSIDE[word]) for word, limit in field.metadata["bounds"].items()]

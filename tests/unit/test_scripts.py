@@ -16,7 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from arguments import TrainArguments, parse_evaluate_arguments, parse_train_arguments
+from arguments import (
+    TrainArguments,
+    parse_evaluate_arguments,
+    parse_generate_arguments,
+    parse_train_arguments,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted(path.relative_to(ROOT) for path in ROOT.glob("scripts/**/*.sh"))
@@ -26,6 +31,7 @@ KD = [str(path) for path in SCRIPTS if path.name.startswith("kd_")]
 GPT2_SFT, GPT2_KD = "scripts/gpt2/sft_gpt2_base.sh", "scripts/gpt2/kd_gpt2_base.sh"
 TINYLLAMA_KD, TINY_KD = "scripts/tinyllama/kd_tinyllama.sh", "scripts/tiny/kd_student.sh"
 EVAL, EVAL_LORA = "scripts/eval/run_eval.sh", "scripts/eval/run_eval_lora.sh"
+GENERATE = "scripts/generate.sh"
 # All that a script inherits from the tests' environment: the scripts' own variables must not leak in.
 INHERITED = ("PATH", "HOME", "LD_LIBRARY_PATH")
 DEEPSPEED = ["-m", "deepspeed.launcher.runner"]
@@ -183,12 +189,15 @@ VALUES = """
 VALUES = dict(word.split("=", 1) for word in VALUES.split())
 
 
-@pytest.mark.parametrize(("run", "script"), [("sft", GPT2_SFT), ("kd", GPT2_KD), ("eval", EVAL)])
+@pytest.mark.parametrize(
+    ("run", "script"), [("sft", GPT2_SFT), ("kd", GPT2_KD), ("eval", EVAL), ("generate", GENERATE)]
+)
 def test_every_variable_becomes_its_flag(run, script):
     lines = (ROOT / "scripts/lib/flags.txt").read_text().splitlines()
     table = [line.split() for line in lines if not line.startswith("#") and f" {run} " in f"{line} "]
-    flags = dry_run(script, *["run"] * (run == "eval"), **VALUES)[2]
-    (parse_evaluate_arguments if run == "eval" else parse_train_arguments)(flags)  # refuses flags that it does not know
+    parse = {"eval": parse_evaluate_arguments, "generate": parse_generate_arguments}.get(run, parse_train_arguments)
+    flags = dry_run(script, *["run"] * (run in ("eval", "generate")), **VALUES)[2]
+    parse(flags)  # refuses flags that it does not know
     for name, flag, *_ in table:
         words = flag.removesuffix("=1") if flag.endswith("=1") else f"{flag} {VALUES[name]}"
         if flag == "--*":
@@ -324,6 +333,20 @@ def test_evaluation_of_several_runs():
     flags = dry_run(EVAL, "a", "b", "c", 8, "--force", DATA_DIRS="data/sample")[2]
     assert flags[:6] == ["--model-path", "a", "b", "c", "--data-dir", "data/sample"]
     assert flags[-4:] == ["--eval-batch-size", "8", "--do-sample", "--force"]
+
+
+def test_the_teachers_answers():
+    flags = "--model-path run --splits train --seeds 10 --data-dir data/dolly --save-dir out --generator vllm"
+    assert dry_run(GENERATE, "run", "--generator", "vllm", SAVE_DIR="out")[1:] == ("code/generate.py", flags.split())
+    flags = dry_run(GENERATE, "run", SAVE_DIR="out", DO_SAMPLE=1, SEEDS="1 2", SPLITS="train dev")[2]
+    assert parse_generate_arguments(flags).generate.seed == [1, 2]
+    for arguments, variables, message in (
+        ([], {"SAVE_DIR": "out"}, "pass one teacher: SAVE_DIR=FOLDER bash"),
+        (["a", "b"], {"SAVE_DIR": "out"}, "pass one teacher"),
+        (["run"], {}, "SAVE_DIR: name the data folder"),
+    ):
+        result = run_script(GENERATE, *arguments, GPUS=0, **variables)
+        assert result.returncode == 1 and message in result.stderr
 
 
 def test_comparison():
