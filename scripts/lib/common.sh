@@ -152,7 +152,7 @@ pass() {
 
 train() {
     local flags=()
-    if [[ ${LORA_RANK:-0} == 0 ]]; then unset LORA_RANK LORA_ALPHA LORA_DROPOUT; else flags+=(--peft lora); fi
+    if [[ ${LORA_RANK:-0} == 0 ]]; then unset LORA_RANK LORA_ALPHA LORA_DROPOUT LORA_TARGETS; else flags+=(--peft lora); fi
     pass "$1"
     shift
     launch code/distillation.py "${flags[@]}" "$@"
