@@ -17,7 +17,8 @@
 #   CUDA_VISIBLE_DEVICES
 #                   which GPUs of a node
 
-CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." || exit
+# shellcheck source=scripts/lib/python.sh
+source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 
 fail() {
     printf '%s: %s\n' "$0" "$*" >&2
@@ -48,7 +49,6 @@ visible_gpus() {
     fi
 }
 
-PYTHON=${PYTHON:-$(command -v .venv/bin/python || echo python)}
 # A mistyped variable, such as EPOCHS=1, would have no effect and no message.
 if command -v "$PYTHON" >/dev/null; then "$PYTHON" -S scripts/lib/variables.py || exit; fi
 DEVICE=${DEVICE:-cuda}
