@@ -2,7 +2,8 @@
 
 While answers are missing, OUT has only the folder `unfinished`: settings.json, and one file per part with a JSON object
 per prompt. When all parts are there, OUT gets, in this order: the answered <split>.jsonl (rows of the source, with
-another output), copies of dev.jsonl and valid.jsonl (the other forms become jsonl), and manifest.json. So training never reads an unfinished set.
+another output), the dev and valid rows as they are, as jsonl, and manifest.json. So training never reads an unfinished
+set.
 
 Everything here is for rank 0; the other ranks only generate.
 """

@@ -17,7 +17,8 @@
 #   CUDA_VISIBLE_DEVICES
 #                   which GPUs of a node
 
-CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." || exit
+# shellcheck source=scripts/lib/python.sh
+source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 
 fail() {
     printf '%s: %s\n' "$0" "$*" >&2
@@ -48,7 +49,6 @@ visible_gpus() {
     fi
 }
 
-PYTHON=${PYTHON:-$(command -v .venv/bin/python || echo python)}
 # A mistyped variable, such as EPOCHS=1, would have no effect and no message.
 if command -v "$PYTHON" >/dev/null; then "$PYTHON" -S scripts/lib/variables.py || exit; fi
 DEVICE=${DEVICE:-cuda}
@@ -154,7 +154,7 @@ pass() {
 
 train() {
     local flags=()
-    if [[ ${LORA_RANK:-0} == 0 ]]; then unset LORA_RANK LORA_ALPHA LORA_DROPOUT; else flags+=(--peft lora); fi
+    if [[ ${LORA_RANK:-0} == 0 ]]; then unset LORA_RANK LORA_ALPHA LORA_DROPOUT LORA_TARGETS; else flags+=(--peft lora); fi
     pass "$1"
     shift
     launch code/distillation.py "${flags[@]}" "$@"

@@ -156,29 +156,33 @@ def test_the_documented_family(copied_repository):
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "docs/extending.md").read_text(), flags=re.DOTALL)
     (family,) = [block for block in blocks if "family.sh <<" in block]
     assert run_bash("-euc", family, cwd=copied_repository).returncode == 0
-    scripts = copied_repository / "scripts/qwen2.5"
+    scripts = copied_repository / "scripts/pythia"
     teacher, student, kd = (
-        train_config(scripts / f"{name}.sh") for name in ("sft_qwen2.5_7b", "sft_qwen2.5_0.5b", "kd_qwen2.5_0.5b")
+        train_config(scripts / f"{name}.sh") for name in ("sft_teacher", "sft_student", "kd_student")
     )
-    assert (teacher.model.model_path, student.model.model_path) == ("Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-0.5B")
+    assert (teacher.model.model_path, student.model.model_path) == ("EleutherAI/pythia-1.4b", "EleutherAI/pythia-160m")
     assert (teacher.model.gradient_checkpointing, student.model.gradient_checkpointing) == (True, False)
     assert (kd.model, kd.data, kd.train) == (student.model, student.data, student.train)
-    assert (kd.kd.objective, kd.teacher.teacher_model_path) == ("todi", "outputs/qwen2.5/qwen2.5-7b/sft")
+    assert (kd.kd.objective, kd.teacher.teacher_model_path) == ("todi", "outputs/pythia/pythia-1.4b/sft")
     (lora,) = [block for block in blocks if "LORA_RANK" in block]
     family = (scripts / "family.sh").read_text()
-    (scripts / "family.sh").write_text(re.sub(r"(?m)^TEACHER_MODEL_PATH.*", lambda _: lora, family))
-    kd = train_config(scripts / "kd_qwen2.5_0.5b.sh")
-    assert (kd.model.peft, kd.model.peft_lora_r, kd.teacher.teacher_model_path) == ("lora", 64, "Qwen/Qwen2.5-7B")
-    assert kd.teacher.teacher_peft_path == "outputs/qwen2.5-lora/qwen2.5-7b/sft"
+    (scripts / "family.sh").write_text(family.partition("TEACHER_MODEL_PATH")[0] + lora)
+    kd = train_config(scripts / "kd_student.sh")
+    assert (kd.model.peft, kd.model.peft_lora_r, kd.teacher.teacher_model_path) == (
+        "lora",
+        64,
+        "EleutherAI/pythia-1.4b",
+    )
+    assert kd.teacher.teacher_peft_path == "outputs/pythia/pythia-1.4b/sft"
 
 
 # ---- variables -------------------------------------------------------------------------------------------------------
 
 VALUES = """
     CKPT_TYPE=family CKPT_NAME=name CKPT_PATH=org/model LORA_RANK=16 LORA_ALPHA=5 LORA_DROPOUT=0.25
-    PEFT_PATH=adapter GRADIENT_CHECKPOINTING=1 TEACHER_MODEL_NAME=teacher TEACHER_MODEL_PATH=org/teacher
-    TEACHER_PEFT_PATH=org/adapter TEACHER_CACHE=outputs/cache KD_OBJ=adakd KD_RATE=0.9 KD_TEMP=3 ADAKD_BASE=fkl
-    ON_POLICY=distillm
+    LORA_TARGETS=q_proj,v_proj PEFT_PATH=adapter GRADIENT_CHECKPOINTING=1 TEACHER_MODEL_NAME=teacher
+    TEACHER_MODEL_PATH=org/teacher TEACHER_PEFT_PATH=org/adapter TEACHER_CACHE=outputs/cache
+    KD_OBJ=adakd KD_RATE=0.9 KD_TEMP=3 ADAKD_BASE=fkl ON_POLICY=distillm
     DATA_DIR=my/data TRAIN_NUM=100 DEV_NUM=50 PROMPT_TEMPLATE=none MAX_LENGTH=1024 MAX_PROMPT_LENGTH=64
     BATCH_SIZE=1 EVAL_BATCH_SIZE=3
     TOKENS_PER_MICRO_BATCH=4096 GLOBAL_BATCH= GRAD_ACC=7 SAVE_DIR=/tmp/lr=1 EPOCH=3 TOTAL_ITERS=60 LR=0.002 LR_MIN=0
