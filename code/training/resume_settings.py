@@ -20,7 +20,7 @@ MAY_CHANGE = frozenset(
 )
 LENGTH_FLAGS = ("num_epochs", "total_iters")
 # Flags that states of earlier versions lack, and the value with which those runs trained.
-ADDED_FLAGS = {"prompt_template": "alpaca"}
+ADDED_FLAGS = {"prompt_template": "alpaca", "model_bits": None, "teacher_bits": None}
 
 
 def check_layout(resume: Resume, layout: Layout, args: TrainArguments) -> None:
