@@ -33,6 +33,9 @@ class ModelArguments(Group):
     peft_lora_target_modules: str | None = option(
         None, "Comma-separated module names; default: PEFT's choice for the architecture."
     )
+    model_bits: Literal["4", "8"] | None = option(
+        None, "Hold the frozen base of an adapter in 4 or 8 bits (QLoRA); needs bitsandbytes and a GPU."
+    )
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward.")
     attn_implementation: str | None = option(
         None, "sdpa, eager, flash_attention_2, ...; default: what Transformers chooses."
@@ -45,6 +48,12 @@ class ModelArguments(Group):
             value = getattr(self, field_.name)
             if field_.name.startswith("peft_") and value != field_.default:
                 require(self.peft == "lora", field_.name, value, "add --peft lora, or all weights are trained")
+        require(
+            self.model_bits is None or self.peft == "lora",
+            "model_bits",
+            self.model_bits,
+            "quantised weights cannot be trained; add --peft lora",
+        )
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,9 @@ class TeacherArguments(Group):
     )
     teacher_dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = option(
         None, "Of the teacher's weights; default: as the student's; auto: as stored."
+    )
+    teacher_bits: Literal["4", "8"] | None = option(
+        None, "Hold the teacher in 4 or 8 bits; needs bitsandbytes and a GPU."
     )
     teacher_cache: str | None = option(
         None, "Folder of the teacher's hidden states: written by the first run, read by later ones."
@@ -562,6 +574,21 @@ class MakeStudentArguments(Group):
         )
 
 
+@dataclass(frozen=True)
+class ExportArguments(Group):
+    """What leaves, and where to."""
+
+    model_path: str = option(help="Checkpoint or run (its best checkpoint), full or LoRA.")
+    save_dir: str = option(help="Folder of the exported model; it must not exist.")
+    peft_path: str | None = option(None, "A LoRA adapter for --model-path, or the run that trained it.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "Of the weights; auto: as the model that was trained was saved."
+    )
+    gguf: bool = option(False, "Also a GGUF file for llama.cpp (package gguf; Llama with byte-level BPE).")
+    push_to_hub: str | None = option(None, "Upload the folder to this private repository, ORG/NAME.")
+    trust_remote_code: bool = option(False, "Run code that comes with a model.")
+
+
 class TrainConfig(NamedTuple):
     """All groups of `code/distillation.py`, and the accepted flags that had no effect."""
 
@@ -641,4 +668,10 @@ def parse_report_arguments(argv: Sequence[str]) -> ReportArguments:
 def parse_make_student_arguments(argv: Sequence[str]) -> MakeStudentArguments:
     """Flags of `code/make_student.py`. Raises ValueError with the flag, its value and the remedy."""
     args, _ = parse(argv, (MakeStudentArguments,), "code/make_student.py")
+    return args
+
+
+def parse_export_arguments(argv: Sequence[str]) -> ExportArguments:
+    """Flags of `code/export.py`. Raises ValueError with the flag, its value and the remedy."""
+    args, _ = parse(argv, (ExportArguments,), "code/export.py")
     return args

@@ -53,6 +53,7 @@ RENAMED_FLAGS = {
     **dict.fromkeys(("adapter", "adapter-path", "adapter-name-or-path", "lora-path"), "peft-path"),
     **dict.fromkeys(("use-flash-attention-2", "use-flash-attn", "flash-attn"), "attn-implementation flash_attention_2"),
     "loss-type": "kd-objective",
+    **{f"load-in-{bits}bit": f"model-bits {bits}" for bits in (4, 8)},
     "torch-dtype": "dtype",
     **{short: f"dtype {long}" for short, long in (("bf16", "bfloat16"), ("fp16", "float16"), ("fp32", "float32"))},
 }
@@ -80,7 +81,6 @@ REPLACED_FLAGS = {
         ("logging-dir", "run-name"), "logs are in --save-dir, and trackers (--report-to) show its name; drop the flag"
     ),
     **dict.fromkeys(("optim", "adam-beta1", "adam-beta2", "adam-epsilon"), "the optimiser is PyTorch's AdamW"),
-    **dict.fromkeys(("load-in-4bit", "load-in-8bit"), "weights are not quantised; --peft lora trains an adapter"),
     **dict.fromkeys(
         ("projector-config-path", "projector-path", "projector-lr", "pretrained-projector", "pretrained-projector-lr"),
         "objectives that need a projector are not part of this framework",

@@ -9,6 +9,7 @@
 raises them.
 """
 
+import importlib.util
 from dataclasses import dataclass, field
 
 import torch
@@ -154,6 +155,8 @@ def check(config: TrainConfig) -> Preflight:
         if resolved and criterion is not None and criterion.needs_teacher:
             _check_teacher(config)
     with report.collect_errors():
+        _check_bits(config, settings, criterion is None or criterion.needs_teacher)
+    with report.collect_errors():
         if config.train.eval_gen:
             check_generator(config.generation, training=True, zero_stage=settings.stage if settings else 0)
     with report.collect_errors():
@@ -192,6 +195,29 @@ def _check_teacher(config: TrainConfig) -> None:
     check_model_path("--teacher-model-path", teacher.teacher_model_path)
     if teacher.teacher_peft_path is not None:
         check_adapter_path("--teacher-peft-path", teacher.teacher_peft_path)
+
+
+def _check_bits(config: TrainConfig, settings: DeepSpeedSettings | None, needs_teacher: bool) -> None:
+    """Raises ValueError if a model cannot be held in 4 or 8 bits here."""
+    for flag, bits in (("--model-bits", config.model.model_bits), ("--teacher-bits", config.teacher.teacher_bits)):
+        if bits is None or (flag == "--teacher-bits" and not needs_teacher):
+            continue
+        device = get_accelerator().device_name()
+        if device != "cuda":
+            raise ValueError(f"{flag} {bits}: needs a CUDA GPU, and this machine's device is {device}; drop the flag")
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise ValueError(
+                f"{flag} {bits}: bitsandbytes is not installed; pip install bitsandbytes, or drop the flag"
+            )
+        if settings is not None and settings.stage == 3:
+            raise ValueError(
+                f"{flag} {bits}: ZeRO-3 cannot partition quantised weights; use a file of ZeRO-0 to ZeRO-2"
+            )
+        if flag == "--teacher-bits" and config.teacher.teacher_peft_path is not None:
+            raise ValueError(
+                f"{flag} {bits}: --teacher-peft-path {config.teacher.teacher_peft_path} would be merged into rounded "
+                "weights; merge it first (bash scripts/export.sh RUN OUT), and pass OUT as --teacher-model-path"
+            )
 
 
 def _check_dtypes(config: TrainConfig, settings: DeepSpeedSettings, needs_teacher: bool) -> None:

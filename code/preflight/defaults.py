@@ -147,6 +147,8 @@ def setting_name(config: TrainConfig, criterion: Criterion, settings: DeepSpeedS
             f"{model.peft}-rank={model.peft_lora_r}-alpha={model.peft_lora_alpha}-dropout={model.peft_lora_dropout}"
         )
     _, objective = criterion.folder_names(config.kd.objective)
+    if model.model_bits is not None:
+        tuning += f"-bits={model.model_bits}"
     parts = [f"criterion={objective}", f"{tuning}-{settings.precision}"]
     if criterion.needs_teacher:
         parts.append(f"teacher={config.teacher.teacher_ckpt_name}")

@@ -28,6 +28,8 @@ from teacher.building import teacher_dtype
 
 FP32 = 4
 MOMENTS = 2 * FP32  # Adam keeps two per parameter
+# Bytes per quantised weight. 4 bits: an 8-bit scale per 64 weights, an fp32 scale per 256 of those.
+QUANTISED = {"4": 1 / 2 + 1 / 64 + FP32 / (64 * 256), "8": 1.0}
 SAMPLED_BATCHES = 64
 FEW = 0.05  # of the rows may be cut without a warning
 
@@ -148,7 +150,7 @@ def bytes_per_rank(
     keeps_fp32_sum = width < FP32 and settings.raw.get("data_types", {}).get("grad_accum_dtype") == "fp32"
     gradients = (width + FP32 if keeps_fp32_sum else width) * student.trainable
     parts = {
-        "weights": student.parameters * width // (world_size if stage == 3 else 1),
+        "weights": weight_bytes(student, settings.dtype, config.model.model_bits) // (world_size if stage == 3 else 1),
         "gradients": gradients // (world_size if stage >= 2 else 1),
         "optimiser": optimiser_bytes(student, settings) // (world_size if stage >= 1 else 1),
     }
@@ -169,6 +171,13 @@ def bytes_per_rank(
     return parts, on_host
 
 
+def weight_bytes(model: ModelFacts, dtype: torch.dtype, bits: str | None) -> int:
+    """All weights in `dtype` or, with `bits`, those of the linear layers before the head in so many."""
+    if bits is None:
+        return model.parameters * dtype.itemsize
+    return (model.parameters - model.linear) * dtype.itemsize + round(model.linear * QUANTISED[bits])
+
+
 def optimiser_bytes(student: ModelFacts, settings: DeepSpeedSettings) -> int:
     """Both moments and, in half precision, the fp32 weights."""
     return (MOMENTS + (FP32 if settings.dtype != torch.float32 else 0)) * student.trainable
@@ -176,7 +185,7 @@ def optimiser_bytes(student: ModelFacts, settings: DeepSpeedSettings) -> int:
 
 def teacher_bytes(config: TrainConfig, settings: DeepSpeedSettings, teacher: ModelFacts, ranks: Ranks) -> int:
     """A live teacher's bytes per rank: whole, or under ZeRO-3 a share."""
-    whole = teacher.parameters * teacher_dtype(config, settings.dtype).itemsize
+    whole = weight_bytes(teacher, teacher_dtype(config, settings.dtype), config.teacher.teacher_bits)
     return whole // (ranks.world_size if settings.stage == 3 else 1)
 
 

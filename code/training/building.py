@@ -25,7 +25,7 @@ from evaluation.metrics import MAIN_METRIC, build_metrics
 from evaluation.scoring import EvaluationSet, warnings
 from generation.sampler import StudentSampler
 from models.heads import SplitModel
-from models.loading import load_student, load_tokenizer
+from models.loading import load_student, load_tokenizer, place
 from models.probes import batch_layout, split
 from models.sharding import gathering, partitioned_loading, sharding_settings, whole_shape
 from models.vocabulary import shared_vocabulary
@@ -72,7 +72,7 @@ def build_models(
     if criterion.needs_teacher:  # first: its body may be gone before the student is loaded
         teacher = build_teacher(config, settings, datasets, tokenizer.pad_token_id, device)
     seed_everything(config.train.seed)
-    model = _load_student(config, settings).to(device)
+    model = place(_load_student(config, settings), device)
     with gathering(model):
         student = split(model)
     parts = {"student": student}

@@ -1,4 +1,4 @@
-"""Checkpoints that `from_pretrained` loads: full weights, or the adapter of a LoRA run, with the tokenizer.
+"""Checkpoints that `from_pretrained` loads: full weights, or the adapter of a LoRA run, with tokenizer and model card.
 
 A folder appears under its final name only when it is complete.
 """
@@ -14,6 +14,8 @@ from torch import distributed as dist
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data_utils.prompts import PromptTemplate, record_template
+from models.card import CARD, model_card
+from models.folders import run_arguments
 from runtime.atomic import new_folder, remove
 from runtime.ranks import is_main_process
 
@@ -40,6 +42,9 @@ def save_checkpoint(
             tokenizer.save_pretrained(part)
             if template is not None:
                 record_template(template, part)
+            adapter = isinstance(model, PeftModel)
+            card = model_card(folder.name, run_arguments(str(part)), base=model.name_or_path, adapter=adapter)
+            (part / CARD).write_text(card, encoding="utf-8")  # in place of the one that PEFT writes
     dist.barrier()
 
 

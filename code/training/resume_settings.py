@@ -20,7 +20,13 @@ MAY_CHANGE = frozenset(
 )
 LENGTH_FLAGS = ("num_epochs", "total_iters")
 # Flags that states of earlier versions lack, and the value with which those runs trained.
-ADDED_FLAGS = {"prompt_template": "alpaca", "train_on": "all", "student_gen": False}
+ADDED_FLAGS = {
+    "prompt_template": "alpaca",
+    "train_on": "all",
+    "student_gen": False,
+    "model_bits": None,
+    "teacher_bits": None,
+}
 WITH_ADAPTIVE_ROWS = {"save_interval", "eval_interval"}  # decide when the dev loss moves the share of sampled steps
 
 

@@ -334,8 +334,7 @@ def test_chats_get_another_last_answer(teacher, tmp_path):
     (folder / "train.json").write_text(json.dumps([{"messages": messages}, {"conversations": conversations}]))
     (folder / "valid.csv").write_text("instruction,output\nfour,4\n")
     generate.main(
-        ["--model-path", str(chatty), "--data-dir", str(folder), "--save-dir", str(out), "--prompt-template", "chat"]
-        + LENGTHS
+        [*f"--model-path {chatty} --data-dir {folder} --save-dir {out} --prompt-template chat".split(), *LENGTHS]
     )
     first, second = read(out / "train.jsonl")
     assert first["messages"][:3] == messages[:3] and len(first["messages"]) == 4
