@@ -522,12 +522,49 @@ class CompareArguments(Group):
     run_or_ckpt: list[str] = option(help="Runs (their best checkpoints) or checkpoints, evaluated.", positional=True)
     teacher: str | None = option(None, "Run or checkpoint of the teacher: how much of the gap to it is closed.")
     metric: str = option("rougeL", "Compare by this score of the answers.")
+    results: str | None = option(
+        None, "Folder that the evaluations were written to with --save-dir; default: beside each checkpoint."
+    )
     save_dir: str | None = option(None, "Where comparison.json goes; default: outputs/tables/<names of the runs>.")
 
     def __post_init__(self):
         super().__post_init__()
         if len(self.run_or_ckpt) < 2:
             raise ValueError(f"RUN_OR_CKPT {self.run_or_ckpt[0]}: pass two or more to compare")
+
+
+@dataclass(frozen=True)
+class JudgeArguments(Group):
+    """What is judged, and what it may cost. The judge itself: JUDGE_URL, JUDGE_MODEL, JUDGE_API_KEY."""
+
+    run_or_ckpt: list[str] = option(
+        help="Two runs (their best checkpoints) or checkpoints, evaluated.", positional=True
+    )
+    results: str | None = option(
+        None, "Folder that the evaluations were written to with --save-dir; default: beside each checkpoint."
+    )
+    seed: list[int] | None = option(
+        None, "Judge the answers of these seeds; default: all that both runs have.", aliases=["--seeds"]
+    )
+    eval_num: int = option(
+        -1, "Judge the first rows of each set only; -1: all.", at_least=1, also={-1: "for all of them"}
+    )
+    max_calls: int | None = option(
+        None, "Stop after this many replies, those of earlier starts included; 0: only count the questions.", at_least=0
+    )
+    max_total_tokens: int | None = option(
+        None, "The same for the tokens of prompts and replies; calls that are running may exceed it.", at_least=0
+    )
+    parallel: int = option(4, "Calls at the same time.", at_least=1)
+    judge_options: str = option(
+        "{}", "JSON object of fields to add to each request or to change; null removes one (docs/evaluation.md)."
+    )
+    save_dir: str | None = option(None, "Where the results go; default: outputs/tables/<names of the runs>.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if len(self.run_or_ckpt) != 2:
+            raise ValueError(f"RUN_OR_CKPT {' '.join(self.run_or_ckpt)}: pass two, whose answers the judge compares")
 
 
 @dataclass(frozen=True)
@@ -656,6 +693,12 @@ def parse_generate_arguments(argv: Sequence[str]) -> GenerateConfig:
 def parse_compare_arguments(argv: Sequence[str]) -> CompareArguments:
     """Arguments of `code/compare.py`. Raises ValueError with the flag, its value and the remedy."""
     args, _ = parse(argv, (CompareArguments,), "code/compare.py")
+    return args
+
+
+def parse_judge_arguments(argv: Sequence[str]) -> JudgeArguments:
+    """Arguments of `code/judge.py`. Raises ValueError with the flag, its value and the remedy."""
+    args, _ = parse(argv, (JudgeArguments,), "code/judge.py")
     return args
 
 

@@ -35,6 +35,7 @@ PERHAPS = {"MODEL_PATH": "CKPT_PATH", "OUTPUT_DIR": "SAVE_DIR", "NUM_GPUS": "GPU
 USED = re.compile(r"(?:\$\{!?|\$|\b(?=[A-Z][A-Z0-9_]*=))([A-Z][A-Z0-9_]+)")  # read or set
 LISTED = re.compile(r"(?m)^[A-Z][A-Z0-9_]+")
 NEAR = 0.86  # LOCAL_RANK, which launchers set, is 0.84 of LORA_RANK
+SECRET = re.compile(r"KEY|TOKEN$|SECRET|PASSWORD")  # their values are not printed
 SHORTEST = 5  # letters; shorter names are near too many others
 
 
@@ -71,6 +72,8 @@ def main() -> int:
     for name, value in os.environ.items():
         if name in known:
             continue
+        if SECRET.search(name):
+            value = "..."
         if name in PERHAPS:
             print(f"note: {name}={value} is not read by this script; its variable is {PERHAPS[name]}", file=sys.stderr)
         elif name in flag_names and name not in MEANT:

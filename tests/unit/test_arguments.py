@@ -401,7 +401,7 @@ def test_help_has_each_flag_once_in_its_group(capsys, monkeypatch, parse, groups
     assert "default: None" not in out and max(map(len, out.splitlines())) <= 120
 
 
-@pytest.mark.parametrize("entry", ["distillation", "evaluate", "compare", "doctor"])
+@pytest.mark.parametrize("entry", ["distillation", "evaluate", "compare", "judge", "doctor"])
 @pytest.mark.parametrize(("words", "code", "said"), [(["--help"], 0, "usage: "), (["--lrr", "1"], 2, "error: ")])
 def test_help_and_a_wrong_flag_are_answered_without_torch(root, entry, words, code, said):
     words = [str(root / f"code/{entry}.py"), *(() if code == 0 else REQUIRED), *words]

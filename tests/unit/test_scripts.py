@@ -359,6 +359,14 @@ def test_comparison():
         assert dry_run(script, *words)[1:] == ("code/compare.py", words)
 
 
+def test_the_judge():
+    words = ["a", "b", "--max-calls", "9"]
+    result = run_script("scripts/eval/judge.sh", *words, DRY_RUN=1, JUDGE_API_KEY="sk-secret")
+    assert shlex.split(result.stdout)[1:] == ["code/judge.py", *words] and "sk-secret" not in result.stdout
+    result = run_script("scripts/eval/judge.sh", *words, DRY_RUN=1, JUDGE_APIKEY="sk-secret")
+    assert "JUDGE_APIKEY=...: not a variable of the scripts; did you mean JUDGE_API_KEY?" in result.stderr
+
+
 def test_evaluation_finds_the_run_from_where_it_is_called(tmp_path):
     (tmp_path / "a run").mkdir()
     result = run_script(EVAL, "a run", cwd=tmp_path, DRY_RUN=1, GPUS=0)
