@@ -1,6 +1,6 @@
 """Chats: the ids are those of `apply_chat_template`, and what is learnt is what a slow reference finds.
 
-One tiny tokenizer per kind of model (Llama-2, Llama-3, Mistral, Gemma, Qwen), with a chat template in that kind's format.
+One tiny tokenizer per kind of model (Llama-2, Llama-3, Mistral, Gemma, Qwen), with a template in that kind's format.
 """
 
 import json
@@ -187,7 +187,7 @@ def learnt(example: Example) -> list[bool]:
 
 
 def slow_mask(tokenizer, messages, end_of_turn: str, train_on: str = "all") -> list[bool]:
-    """Prefix by prefix, in characters: from where the question with its generation prompt ends to the end of the turn."""
+    """Prefix by prefix, in characters: from where a question with its generation prompt ends to the end of the turn."""
     text = tokenizer.apply_chat_template(messages, tokenize=False)
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     inside = np.zeros(len(text) + 1, dtype=bool)
