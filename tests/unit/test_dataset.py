@@ -191,12 +191,12 @@ def test_fields_of_other_programs_are_known_and_a_prompt_of_its_own_wins(tmp_pat
 def as_file(path: Path, rows: list[dict]) -> Path:
     """The rows in the format that the file's name says, in a folder that is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    table = dataset.datasets.Dataset.from_list(rows)
     if path.suffix == ".json":
         path.write_text(json.dumps(rows, indent=1))
     elif path.suffix == ".jsonl":
         write(path, *rows)
     else:
+        table = dataset.datasets.Dataset.from_list(rows)
         {".csv": table.to_csv, ".parquet": table.to_parquet}[path.suffix](path)
     return path
 
