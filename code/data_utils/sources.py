@@ -181,7 +181,7 @@ def _jsonl(path: Path) -> Iterator[RawRow]:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 raise ValueError(f"{path}:{number}: {_not_utf8(error)}") from None
-            if text.strip():
+            if text := text.strip():
                 yield f"{path}:{number}", text
 
 
@@ -247,7 +247,7 @@ def _file_digest(path: Path, size: int, modified: int) -> str:
 
 
 def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.strip().encode("utf-8", "surrogatepass"), digest_size=8).digest())
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
 
 def _threshold(hashes: np.ndarray) -> int:

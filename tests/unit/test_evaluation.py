@@ -167,10 +167,10 @@ def test_rows_are_answered_and_scored(tiny):
             ids = [tokenizer(f" {row.responses[-1]}")["input_ids"] + [tokenizer.eos_token_id] for row in rows]
             return {seed: [answer[:4] for answer in ids] for seed in seeds}
 
-    questions = EvaluationSet(rows, tokenizer, max_prompt_length=32, prompt_ending="")
+    questions = EvaluationSet(rows, tokenizer, max_prompt_length=32, template=prompt_template("none"))
     answers = questions.answers(Oracle(), [1, 2])
     assert list(answers) == seen["seeds"] == [1, 2] and answers[1] == answers[2]
-    assert questions.cut_prompts == 1 and [len(ids) for ids in seen["prompts"]] == [len(questions.prompts[0]), 32]
+    assert questions.cut_prompts == 1 and [len(ids) for ids in seen["prompts"]] == [len(questions.prompts[0].ids), 32]
     first, second = answers[1]
     assert (first.prompt, first.text, first.references, first.ended) == ("Say red.", "red", ("red",), True)
     assert first.tokens == len(tokenizer(" red")["input_ids"]) + 1
