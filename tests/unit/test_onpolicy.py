@@ -1,4 +1,4 @@
-"""Sampled rows: labels and EOS as data's, draws by (seed, step, row), schedules, budgets, loss, what stays as it was."""
+"""Sampled rows: labels and EOS as data's, draws by (seed, step, row), schedules, budgets, loss, what stays the same."""
 
 from collections import Counter
 from dataclasses import replace
