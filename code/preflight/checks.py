@@ -167,11 +167,11 @@ def check(config: TrainConfig) -> Preflight:
 
 
 def _build_criterion(config: TrainConfig) -> Criterion:
-    criterion, rows = build_criterion(config.kd.objective, config.kd), config.on_policy
-    if rows.schedule != "pair":
+    criterion, args = build_criterion(config.kd.objective, config.kd), config.on_policy
+    if args.schedule != "pair":
         return criterion
-    student = build_criterion(rows.student_kd_objective, config.kd, "--student-kd-objective")
-    return Pair(criterion, student, rows.pair_weight)
+    student = build_criterion(args.student_kd_objective, config.kd, "--student-kd-objective")
+    return Pair(criterion, student, args.pair_weight)
 
 
 def _check_student(config: TrainConfig) -> None:
