@@ -37,6 +37,11 @@ def check_tokenizers(config: TrainConfig, student: ModelFacts, teacher: ModelFac
     report.fact("vocabulary", text)
     if template.takes_chats:
         _compare_chats(template, theirs, teacher.path, report)
+    if config.on_policy.gen_engine == "vllm" and shared < student.head_rows:
+        raise ValueError(
+            f"--gen-engine vllm: cannot keep the {student.head_rows - shared:,} ids that the teacher lacks out of the "
+            "answers; use --gen-engine dropping"
+        )
     _compare(ours, theirs, report, config.on_policy.samples)
     if theirs.chat_template and not template.takes_chats and _uses_alpaca(config, ours):
         _warn_of_chat(ours, teacher.path, report)

@@ -129,7 +129,7 @@ class Trainer:
                 with self.metrics.timed():
                     lr = self.engine.get_lr()[0]
                     loaded = self.source.draw(step, at.step + 1, kind)
-                    batches = data if kind == "data" else self.batches.of_sampled(loaded.step, loaded.rows)
+                    batches = data if kind == "data" else self.batches.of_loaded(loaded)
                     with self.distiller.observed_by(*observers):
                         extras = self._train_step(loaded, batches)
                     at.next_step()
@@ -181,6 +181,7 @@ class Trainer:
         epochs = -(-steps // len(self.plan))
         parts = f" nll_loss {record['nll_loss']:.4f} kd_loss {record['kd_loss']:.4f}" if self.teacher else ""
         more = "".join(f" {name} {value:.4g}" for name, value in extras.items())
+        more += f" sampling {record['generation_s']:.3g} s" if "generation_s" in record else ""
         eta = f" eta {duration((steps - step) * record['step_time'])}" if step < steps else ""
         logger.info(
             f"epoch {epoch}/{epochs} step {step}/{steps} loss {record['loss']:.4f}{parts} lr {record['lr']:.3g} "

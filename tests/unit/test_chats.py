@@ -4,8 +4,7 @@ One tiny tokenizer per kind of model (Llama-2, Llama-3, Mistral, Gemma, Qwen), w
 """
 
 import json
-import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +12,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from arguments import DataArguments, GenerationArguments
 from data_utils import dataset
-from data_utils.batches import Example, collate
-from data_utils.dataset import load_instruction_data, read_rows
+from data_utils.batches import Example
+from data_utils.dataset import read_rows
 from data_utils.encoding import RowEncoder
-from data_utils.prompts import prompt_template, record_template, recorded_template
-from data_utils.prompts.chat import learnt_answers
-from evaluation.defaults import Checkpoint, fill_in
+from data_utils.prompts import prompt_template
 from evaluation.scoring import EvaluationSet
 from generation.base import generation_config
-from preflight.examples import marked
-from tiny import make_rows, make_tokenizer
+from tiny import make_rows
 
 SYSTEM_IN_USER = (  # Llama-2 and Mistral have no turn for it
     "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}{% set rest = messages[1:] %}"
