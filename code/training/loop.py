@@ -36,6 +36,8 @@ from training.state import Position, RunState
 from training.stopping import StopSignals
 from training.writers import MetricWriter
 
+SHOWN = 300  # characters of a sampled row in the log
+
 
 @dataclass(frozen=True)
 class Trainer:
@@ -193,11 +195,18 @@ class Trainer:
             scores = self.dev.scores(at.epoch, at.step) if self.dev is not None else {}
             if scores:
                 self.source.observe(scores["loss"])
+            self._show_sample()
             if save:
                 self._save_if_best(scores)
         at.next_epoch()
         at.finished = last
         self.state.update()
+
+    def _show_sample(self) -> None:
+        row = self.source.latest
+        if row is not None:
+            prompt, answer = (self.tokenizer.decode(list(ids)) for ids in (row.prompt_ids, row.response_ids))
+            logger.info("the student answered %r with %r", prompt[-SHOWN:], answer[:SHOWN])
 
     def _save_if_best(self, scores: dict[str, float]) -> None:
         score = checkpoint_score(scores, self.position.step)

@@ -34,9 +34,13 @@ class LoadedStep:
 
 
 class RowSource(Protocol):
-    """Decides the kinds of steps and makes their rows. An owner of state that is equal on all ranks."""
+    """Decides the kinds of steps and makes their rows. An owner of state that is equal on all ranks.
+
+    latest: a row of the latest sampled step, for the log; None before that, and after a run was resumed.
+    """
 
     needs_dev_loss: bool
+    latest: Example | None
 
     def kinds(self, planned: Sequence[Step], step: int) -> list[Kind]:
         """Of the next steps; none is drawn yet. step: number of the first, from 1."""
@@ -59,6 +63,7 @@ class DataRows:
     """Every step is data."""
 
     needs_dev_loss = False
+    latest: Example | None = None
 
     def __init__(self, train: ExampleTable):
         self._train = train
@@ -104,6 +109,7 @@ class MixedRows(DataRows):
         # In an order without ranks and micro-steps, by which the sampler's batches are made.
         sampled = self._sampler.sample({i: self._train[i].prompt_ids for i in sorted(indices)}, step)
         rows = dict(zip(sorted(indices), sampled.rows))
+        self.latest = sampled.rows[0]
         return self._dealt(planned, [rows[i] for i in indices], "student", sampled)
 
     def _dealt(self, planned: Step, rows: list[Example], kind: Kind, sampled: Sampled | None = None) -> LoadedStep:

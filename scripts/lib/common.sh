@@ -140,7 +140,9 @@ pass() {
     local variable flag runs
     while read -r variable flag runs; do
         if [[ $variable == \#* || " $runs " != *" $1 "* || -z ${!variable:-} ]]; then continue; fi
-        if [[ $flag != *=1 ]]; then
+        if [[ $flag == '--*' ]]; then
+            flags+=("--${!variable}")
+        elif [[ $flag != *=1 ]]; then
             flags+=("$flag" "${!variable}")
         elif [[ ${!variable} == 1 ]]; then
             flags+=("${flag%=1}")
@@ -164,5 +166,11 @@ run_sft() { train sft --criterion cross_entropy "$@"; }
 # run_kd FLAGS...: distils TEACHER_MODEL_PATH (with TEACHER_PEFT_PATH merged in) into CKPT_PATH by KD_OBJ. Without a
 # divergence to a teacher it is the SFT run, and its results go to the SFT run's folder.
 run_kd() {
-    if [[ $KD_OBJ == cross_entropy || $KD_OBJ == sft ]]; then run_sft "$@"; else train kd "$@"; fi
+    [[ ${ON_POLICY:-gkd} =~ ^(gkd|distillm)$ ]] || fail "ON_POLICY=$ON_POLICY: pass gkd or distillm, or leave it unset"
+    if [[ $KD_OBJ == cross_entropy || $KD_OBJ == sft ]]; then
+        [[ -z ${ON_POLICY:-} ]] || fail "ON_POLICY=$ON_POLICY: needs a divergence to a teacher; set KD_OBJ, or unset it"
+        run_sft "$@"
+    else
+        train kd "$@"
+    fi
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from integration.launch import run_forks, run_jobs
+from integration.launch import run_forks
 from integration.runs import arguments, differences, outcome, zero_config
 
 NEW_TOKENS = ("--gen-max-new-tokens", "6")
@@ -107,36 +107,3 @@ def test_a_bad_step_of_samples_is_kept_for_replay(results):
     examples = [example for micro_step in kept["micro_steps"] for example in micro_step["examples"]]
     assert kept["rows_kind"] == "student" and len(examples) == 4
     assert all(0 < len(example["response_ids"]) <= 6 and example["hash"] in run["outputs"][0] for example in examples)
-
-
-# name -> ranks, batch, accumulation, more flags; the first is what the others are compared with.
-SPLITS = {
-    "1x8": (1, 8, 1, ()),
-    "2x4": (1, 4, 2, ()),
-    "2ranks_x4": (2, 4, 1, ()),
-    "2ranks_2x2_padded": (2, 2, 2, ("--packing", "False")),
-}
-
-
-@pytest.fixture(scope="module")
-def gradients(tiny, rows, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("onpolicy_split")
-    for processes in (1, 2):
-        jobs = []
-        for name, (ranks, batch, accumulation, more) in SPLITS.items():
-            argv = arguments(tiny, rows, folder / "runs" / name, zero_config(folder, 0), "todi", "full")
-            argv += ["--batch-size", str(batch), "--gradient-accumulation-steps", str(accumulation), "--clip-grad", "0"]
-            argv += ["--gkd", "--lmbda", "1", "--total-iters", "1", "--kd-temperature", "2", *NEW_TOKENS, *more]
-            if ranks == processes:
-                jobs.append({"name": name, "argv": argv})
-        run_jobs(folder, processes, jobs)
-    return folder
-
-
-@pytest.mark.parametrize("name", list(SPLITS)[1:])
-def test_splits_of_a_sampled_step_give_the_same_gradient(gradients, name):
-    expected, got = (torch.load(gradients / f"{of}.pt", weights_only=True)["gradients"] for of in ("1x8", name))
-    assert len(expected) == len(got) > 10
-    for one, other in zip(expected, got):
-        assert one.abs().max() > 0
-        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5 * one.abs().max().item())

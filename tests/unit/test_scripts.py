@@ -178,6 +178,7 @@ VALUES = """
     CKPT_TYPE=family CKPT_NAME=name CKPT_PATH=org/model LORA_RANK=16 LORA_ALPHA=5 LORA_DROPOUT=0.25
     PEFT_PATH=adapter GRADIENT_CHECKPOINTING=1 TEACHER_MODEL_NAME=teacher TEACHER_MODEL_PATH=org/teacher
     TEACHER_PEFT_PATH=org/adapter TEACHER_CACHE=outputs/cache KD_OBJ=adakd KD_RATE=0.9 KD_TEMP=3 ADAKD_BASE=fkl
+    ON_POLICY=distillm
     DATA_DIR=my/data TRAIN_NUM=100 DEV_NUM=50 PROMPT_TEMPLATE=none MAX_LENGTH=1024 MAX_PROMPT_LENGTH=64
     BATCH_SIZE=1 EVAL_BATCH_SIZE=3
     TOKENS_PER_MICRO_BATCH=4096 GLOBAL_BATCH= GRAD_ACC=7 SAVE_DIR=/tmp/lr=1 EPOCH=3 TOTAL_ITERS=60 LR=0.002 LR_MIN=0
@@ -199,6 +200,8 @@ def test_every_variable_becomes_its_flag(run, script):
     parse(flags)  # refuses flags that it does not know
     for name, flag, *_ in table:
         words = flag.removesuffix("=1") if flag.endswith("=1") else f"{flag} {VALUES[name]}"
+        if flag == "--*":
+            words = f"--{VALUES[name]}"
         assert not VALUES[name] or f" {words} " in f" {' '.join(flags)} "
 
 
@@ -275,6 +278,18 @@ def test_the_doctor_gets_the_flags_of_the_run():
 def test_mistake_names_the_variable_and_the_remedy(variables, message):
     result = run_script(GPT2_SFT, **({"GPUS": 1} | variables))
     assert result.returncode == 1 and message in result.stderr
+
+
+@pytest.mark.parametrize("script", KD)
+def test_every_kd_script_can_sample(script):
+    assert train_config(script).on_policy.schedule is None
+    assert train_config(script, ON_POLICY="gkd").on_policy.schedule == "mixed"
+    for variables, message in (
+        ({"ON_POLICY": "minillm"}, "ON_POLICY=minillm: pass gkd or distillm, or leave it unset"),
+        ({"ON_POLICY": "gkd", "KD_OBJ": "sft"}, "ON_POLICY=gkd: needs a divergence to a teacher"),
+    ):
+        result = run_script(script, **variables)
+        assert result.returncode == 1 and message in result.stderr
 
 
 def test_mistakes_of_an_evaluation():
