@@ -10,7 +10,7 @@ would change a run if they were ignored, and any other unknown flag, are refused
 
 import ast
 from collections.abc import Iterator, Sequence
-from dataclasses import Field, asdict, dataclass, fields, make_dataclass
+from dataclasses import Field, asdict, dataclass, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -318,17 +318,29 @@ class GenerationArguments(Group):
             require(able, name, value, f"--generator {self.generator} cannot do that; use dropping")
 
 
+SHORTHANDS = {"gkd": "mixed", "distillm": "adaptive", "distillm2": "pair"}  # and their --gen-schedule
+READ_BY = {  # a single --gen-schedule
+    "mixed_alpha": "mixed",
+    **dict.fromkeys(("init_threshold", "loss_eps", "capacity", "replay_ratio"), "adaptive"),
+    **dict.fromkeys(("student_kd_objective", "pair_weight"), "pair"),
+}
+
+
 @dataclass(frozen=True)
 class OnPolicyArguments(Group):
     """On-policy data: the student also learns on answers that it samples itself. See docs/onpolicy.md."""
 
     student_gen: bool = option(False, "Some steps train on answers that the student samples to the step's prompts.")
-    gen_schedule: Literal["mixed", "adaptive"] = option(
+    gen_schedule: Literal["mixed", "adaptive", "pair"] = option(
         "mixed",
-        "Which steps: mixed: a fixed share (GKD); adaptive: a share that follows the dev loss, with replay (DistiLLM).",
+        "Which steps: mixed: a fixed share (GKD); adaptive: a share that follows the dev loss, with replay (DistiLLM); "
+        "pair: all, beside the data (DistiLLM-2).",
     )
     gkd: bool = option(False, "Short for --student-gen --gen-schedule mixed.")
     distillm: bool = option(False, "Short for --student-gen --gen-schedule adaptive.")
+    distillm2: bool = option(
+        False, "Short for --student-gen --gen-schedule pair, and --kd-objective sfkl unless another is given."
+    )
     mixed_alpha: float = option(
         0.5, "mixed: share of sampled steps.", aliases=["--gkd-alpha", "--lmbda"], at_least=0, at_most=1
     )
@@ -340,6 +352,10 @@ class OnPolicyArguments(Group):
     replay_ratio: Literal["decreasing", "constant", "increasing"] = option(
         "decreasing",
         "adaptive: course of fresh samples among these steps: from all to none, a half, or from none to all.",
+    )
+    student_kd_objective: str = option("srkl", "pair: the objective of sampled rows; --kd-objective is that of data.")
+    pair_weight: float = option(
+        1.0, "pair: weight of the sampled rows' objective; 2 less this is that of the data's.", above=0, below=2
     )
     gen_temperature: float = option(1.0, "Sampling temperature of training answers.", above=0)
     gen_top_p: float = option(1.0, "Their nucleus mass; 1: everything.", above=0, at_most=1)
@@ -356,34 +372,29 @@ class OnPolicyArguments(Group):
 
     def __post_init__(self):
         super().__post_init__()
-        schedules = {"gkd": "mixed", "distillm": "adaptive"}
-        given = {name: schedule for name, schedule in schedules.items() if getattr(self, name)}
+        given = {name: schedule for name, schedule in SHORTHANDS.items() if getattr(self, name)}
         if len(given) > 1:
             raise ValueError(f"{' '.join(f'--{name}' for name in given)}: they contradict each other; pass one of them")
         for field_ in fields(self):
-            value, default = getattr(self, field_.name), field_.default
-            if value == default or field_.name in ("student_gen", *schedules):
+            name, value = field_.name, getattr(self, field_.name)
+            if value == field_.default or name in ("student_gen", *SHORTHANDS):
                 continue
-            require(self.enabled, field_.name, value, "add --student-gen, or all rows are data")
-            for name, schedule in given.items():
-                same = field_.name != "gen_schedule" or value == schedule
-                require(same, field_.name, value, f"--{name} means --gen-schedule {schedule}; drop one of the two")
-        for name in ("init_threshold", "loss_eps", "capacity", "replay_ratio", "mixed_alpha"):
-            value, of = getattr(self, name), "mixed" if name == "mixed_alpha" else "adaptive"
-            default = next(field_.default for field_ in fields(self) if field_.name == name)
-            used = value == default or self.schedule == of
-            require(used, name, value, f"only --gen-schedule {of} reads it; drop it")
+            require(self.enabled, name, value, "add --student-gen, or all rows are data")
+            for shorthand, schedule in given.items():
+                same = name != "gen_schedule" or value == schedule
+                require(same, name, value, f"--{shorthand} means --gen-schedule {schedule}; drop one of the two")
+            reader = READ_BY.get(name, self.schedule)
+            require(reader == self.schedule, name, value, f"only --gen-schedule {reader} reads it; drop it")
 
     @property
     def enabled(self) -> bool:
-        return self.student_gen or self.gkd or self.distillm
+        return self.student_gen or any(getattr(self, name) for name in SHORTHANDS)
 
     @property
-    def schedule(self) -> Literal["mixed", "adaptive"] | None:
-        """None: all rows are data."""
-        if not self.enabled:
-            return None
-        return "adaptive" if self.distillm else "mixed" if self.gkd else self.gen_schedule
+    def schedule(self) -> str | None:
+        """As --gen-schedule; None: all rows are data."""
+        given = [schedule for name, schedule in SHORTHANDS.items() if getattr(self, name)]
+        return next(iter(given), self.gen_schedule if self.student_gen else None)
 
     @property
     def samples(self) -> bool:
@@ -594,7 +605,10 @@ class GenerateConfig(NamedTuple):
 def parse_train_arguments(argv: Sequence[str]) -> TrainConfig:
     """Flags of `code/distillation.py`. Raises ValueError with the flag, its value and the remedy."""
     groups = ModelArguments, TeacherArguments, KDArguments, DataArguments, TrainArguments, GenerationArguments
-    return TrainConfig(*parse(argv, (*groups, OnPolicyArguments), "code/distillation.py"))
+    config = TrainConfig(*parse(argv, (*groups, OnPolicyArguments), "code/distillation.py"))
+    if config.on_policy.distillm2 and config.kd.kd_objective is None:
+        config = config._replace(kd=replace(config.kd, kd_objective="sfkl"))
+    return config
 
 
 def parse_evaluate_arguments(argv: Sequence[str]) -> EvaluateConfig:

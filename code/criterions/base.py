@@ -152,7 +152,7 @@ def objective_names() -> list[str]:
     return list(_REGISTRY)
 
 
-def build_criterion(name: str, args: KDArguments) -> Criterion:
+def build_criterion(name: str, args: KDArguments, flag: str = "--kd-objective") -> Criterion:
     """The objective `name` (exact name or alias; `adakd+todi` is adakd around todi).
 
     Raises ValueError naming the flag and the known names for any other name.
@@ -160,12 +160,12 @@ def build_criterion(name: str, args: KDArguments) -> Criterion:
     wrapper, plus, base = name.partition("+")
     known = ", ".join(objective_names())
     if wrapper not in _REGISTRY:
-        raise ValueError(f"--kd-objective {name}: unknown objective; {did_you_mean(wrapper)}choose one of {known}")
+        raise ValueError(f"{flag} {name}: unknown objective; {did_you_mean(wrapper)}choose one of {known}")
     criterion = _REGISTRY[wrapper]
     if not plus:
         return criterion(args)
     if not hasattr(criterion, "around"):
-        raise ValueError(f"--kd-objective {name}: {wrapper} does not wrap another objective; drop '+{base}'")
+        raise ValueError(f"{flag} {name}: {wrapper} does not wrap another objective; drop '+{base}'")
     return criterion.around(base, args)
 
 

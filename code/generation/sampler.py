@@ -93,7 +93,7 @@ class StudentSampler:
     def _generator(self, model: PreTrainedModel | PeftModel) -> Generator:
         args, head = self._args, self._student.head
         if args.gen_engine == "vllm":
-            refresh(model)
+            refresh(model, self._max_length)
         decoding = GenerationArguments(
             do_sample=True,
             temperature=args.gen_temperature,

@@ -21,7 +21,7 @@ from arguments import GenerationArguments
 from generation.base import decoding, up_to_eos
 from runtime.ranks import Ranks
 
-SHARE_OF_FREE_MEMORY = 0.9
+SHARE_OF_FREE_MEMORY, SHARE_BESIDE_TRAINING = 0.9, 0.3
 
 _engines: WeakKeyDictionary = WeakKeyDictionary()  # by model: the engine and the longest prompt with answer
 
@@ -77,8 +77,11 @@ class VllmGenerator:
         }
 
 
-def engine_of(model: PreTrainedModel, longest: int) -> object:
-    """The engine with the weights of `model`, made at its first use. longest: tokens of prompt and answer."""
+def engine_of(model: PreTrainedModel, longest: int, share: float = SHARE_OF_FREE_MEMORY) -> object:
+    """The engine with the weights of `model`, made at its first use.
+
+    longest: tokens of prompt and answer. share: of the free memory, that it takes.
+    """
     from vllm import LLM
 
     engine, room = _engines.get(model, (None, 0))
@@ -87,7 +90,7 @@ def engine_of(model: PreTrainedModel, longest: int) -> object:
     memory = {}
     if model.device.type == "cuda":  # vLLM counts what this process holds, too
         free, total = torch.cuda.mem_get_info(model.device)
-        memory["gpu_memory_utilization"] = SHARE_OF_FREE_MEMORY * free / total
+        memory["gpu_memory_utilization"] = share * free / total
     with tempfile.TemporaryDirectory() as folder:
         _merged(model).save_pretrained(folder)
         engine = LLM(
@@ -102,13 +105,15 @@ def engine_of(model: PreTrainedModel, longest: int) -> object:
     return engine
 
 
-def refresh(model: PreTrainedModel | PeftModel) -> None:
-    """The engine of `model`, if there is one, gets the weights as they are now."""
-    engine, _ = _engines.get(model, (None, 0))
-    if engine is not None:
-        weights = list(_merged(model).state_dict().items())
-        engine.apply_model(lambda loaded: loaded.load_weights(weights))
-        engine.reset_prefix_cache()
+def refresh(model: PreTrainedModel | PeftModel, longest: int) -> None:
+    """An engine with the weights of a model in training as they are now. longest: as for `engine_of`."""
+    if model not in _engines:
+        engine_of(model, longest, SHARE_BESIDE_TRAINING)
+        return
+    engine, _ = _engines[model]
+    weights = list(_merged(model).state_dict().items())
+    engine.apply_model(lambda loaded: loaded.load_weights(weights))
+    engine.reset_prefix_cache()
 
 
 def _merged(model: PreTrainedModel | PeftModel) -> PreTrainedModel:

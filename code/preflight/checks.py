@@ -18,6 +18,7 @@ from deepspeed.accelerator import get_accelerator
 from arguments import TrainConfig
 from criterions import Criterion, build_criterion, unused_arguments
 from criterions.fused import check_compiler
+from criterions.pair import Pair
 from data_utils.dataset import InstructionDataset, check_rows_file
 from data_utils.prompts import prompt_template
 from generation.building import check_generator
@@ -122,7 +123,7 @@ def check(config: TrainConfig) -> Preflight:
     """Flags and files; fills in what the flags leave open. Raises ValueError with one line per mistake."""
     report, criterion, settings, ranks = Report(), None, None, Ranks.from_environment()
     with report.collect_errors():
-        criterion = build_criterion(config.kd.objective, config.kd)
+        criterion = _build_criterion(config)
     resolved = False
     with report.collect_errors():
         config = with_checkpoints(config, criterion is None or criterion.needs_teacher)
@@ -163,6 +164,14 @@ def check(config: TrainConfig) -> Preflight:
         )
     _check_dtypes(config, settings, criterion.needs_teacher)
     return Preflight(with_save_dir(config, criterion, settings, ranks), criterion, settings, ranks)
+
+
+def _build_criterion(config: TrainConfig) -> Criterion:
+    criterion, args = build_criterion(config.kd.objective, config.kd), config.on_policy
+    if args.schedule != "pair":
+        return criterion
+    student = build_criterion(args.student_kd_objective, config.kd, "--student-kd-objective")
+    return Pair(criterion, student, args.pair_weight)
 
 
 def _check_student(config: TrainConfig) -> None:

@@ -13,6 +13,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from arguments import (
+    SHORTHANDS,
     KDArguments,
     ModelArguments,
     OnPolicyArguments,
@@ -111,7 +112,7 @@ def with_accumulation(config: TrainConfig, ranks: Ranks) -> TrainConfig:
 
 
 def with_rows(config: TrainConfig) -> TrainConfig:
-    """Spells out --gkd and --distillm, and fills in how sampled answers are made. Without them, changes nothing."""
+    """Spells out --gkd and its like, and fills in how answers are sampled. Without them, changes nothing."""
     args, data = config.on_policy, config.data
     if not args.enabled:
         return config
@@ -120,8 +121,7 @@ def with_rows(config: TrainConfig) -> TrainConfig:
         args,
         student_gen=True,
         gen_schedule=args.schedule,
-        gkd=False,
-        distillm=False,
+        **dict.fromkeys(SHORTHANDS, False),
         gen_max_new_tokens=longest or data.max_length - data.max_prompt_length,
         gen_tokens_per_batch=at_once or config.train.eval_batch_size * data.max_length,
     )

@@ -32,6 +32,11 @@ def check_tokenizers(config: TrainConfig, student: ModelFacts, teacher: ModelFac
             f"; the teacher's last {teacher.head_rows - shared:,} ids are dropped, and their probability is measured"
         )
     report.fact("vocabulary", text)
+    if config.on_policy.gen_engine == "vllm" and shared < student.head_rows:
+        raise ValueError(
+            f"--gen-engine vllm: cannot keep the {student.head_rows - shared:,} ids that the teacher lacks out of the "
+            "answers; use --gen-engine dropping"
+        )
     _compare(ours, theirs, report, config.on_policy.samples)
     if theirs.chat_template and _uses_alpaca(config):
         _warn_of_chat(ours, teacher.path, report)

@@ -43,7 +43,7 @@ from training.loop import Trainer
 from training.metrics import Metrics
 from training.probe import Probe
 from training.rank_batches import RankBatches
-from training.sources import AdaptiveRows, DataRows, MixedRows, RowSource
+from training.sources import AdaptiveRows, DataRows, MixedRows, PairRows, RowSource
 from training.state import Position, RandomNumbers, Resume, RunState
 from training.writers import Tracker, open_trackers, record_writers
 
@@ -159,8 +159,8 @@ def _row_source(
     logger.info(
         "rows %s: sampled ones train KD alone, times --kd-rate %g; CE needs data", args.schedule, config.kd.kd_rate
     )
-    if args.schedule == "mixed":
-        return MixedRows(train, plan, sampler, args)
+    if args.schedule != "adaptive":
+        return {"mixed": MixedRows, "pair": PairRows}[args.schedule](train, plan, sampler, args)
     return AdaptiveRows(train, plan, sampler, args, total_steps(plan, config.train))
 
 

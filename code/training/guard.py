@@ -85,11 +85,12 @@ class StepGuard:
         micro_steps = [
             {
                 "loss": repr(loss),
+                "rows_kind": kind,
                 "examples": [_record(index, loaded.rows[index]) for index in of_ranks[rank()]],
             }
-            for of_ranks, loss in zip(loaded.step.examples, losses.tolist())
+            for of_ranks, kind, loss in zip(loaded.step.examples, loaded.kinds, losses.tolist())
         ]
-        record = {"step": step, "rank": rank(), "rows_kind": loaded.kind, "micro_steps": micro_steps}
+        record = {"step": step, "rank": rank(), "micro_steps": micro_steps}
         write_text(path, json.dumps(record, indent=1) + "\n")
 
 

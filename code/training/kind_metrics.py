@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from training.sources import KINDS, Kind, LoadedStep
+from training.sources import KINDS, LoadedStep, StepKind
 
 
 @dataclass
@@ -34,10 +34,11 @@ class KindMetrics:
     def add_step(self, loaded: LoadedStep, sums: Sequence[tuple[Tensor, int]]) -> None:
         """sums: [loss, CE, KD] and response positions of each micro-step on this rank; none if it was not applied."""
         self._last = loaded.kind
-        self._steps[KINDS.index(loaded.kind)] += bool(sums)
-        for of_micro_step, positions in sums:
-            self._sums[KINDS.index(loaded.kind)] += of_micro_step[1:]
-            self._positions[KINDS.index(loaded.kind)] += positions
+        for kind in set(loaded.kinds):
+            self._steps[KINDS.index(kind)] += bool(sums)
+        for kind, (of_micro_step, positions) in zip(loaded.kinds, sums):
+            self._sums[KINDS.index(kind)] += of_micro_step[1:]
+            self._positions[KINDS.index(kind)] += positions
         if loaded.sampled is not None:
             sampled, total = loaded.sampled, self._sampling
             total.seconds += sampled.seconds
@@ -83,4 +84,4 @@ class KindMetrics:
         self._sums = torch.zeros(len(KINDS), 2, dtype=torch.float64, device=self.device)  # CE, KD
         self._positions, self._steps = np.zeros(len(KINDS)), np.zeros(len(KINDS), dtype=np.int64)
         self._sampling = Sampling()
-        self._last: Kind = "data"
+        self._last: StepKind = "data"

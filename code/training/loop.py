@@ -127,7 +127,7 @@ class Trainer:
                 with self.metrics.timed():
                     lr = self.engine.get_lr()[0]
                     loaded = self.source.draw(step, at.step + 1, kind)
-                    batches = data if kind == "data" else self.batches.of_sampled(loaded.step, loaded.rows)
+                    batches = data if kind == "data" else self.batches.of_loaded(loaded)
                     with self.distiller.observed_by(*observers):
                         extras = self._train_step(loaded, batches)
                     at.next_step()

@@ -12,6 +12,7 @@ from data_utils.batches import Batch, Example, ExampleTable, Layout, batches_by_
 from data_utils.epoch_plan import Step
 from runtime.ranks import rank, world_size
 from training.prefetch import prefetched
+from training.sources import LoadedStep
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,10 @@ class RankBatches:
         parts = (part for step in steps for part in _parts(step))
         return prefetched(lambda part: self._batch(self.train, *part), parts, self.device)
 
-    def of_sampled(self, step: Step, rows: Sequence[Example]) -> Iterator[Batch]:
-        """One batch of the rows per micro-step of `step`."""
-        for part in _parts(step):
-            yield replace(self._batch(rows, *part), supervised=False)
+    def of_loaded(self, loaded: LoadedStep) -> Iterator[Batch]:
+        """One batch per micro-step."""
+        for part, kind in zip(_parts(loaded.step), loaded.kinds):
+            yield replace(self._batch(loaded.rows, *part), supervised=kind == "data")
 
     def of_dev(self, rows: int, tokens_per_batch: int) -> Iterator[Batch]:
         """Batches of the first `rows`; equally many on every rank, which ZeRO-3 requires."""

@@ -17,7 +17,8 @@ from data_utils.epoch_plan import EpochPlan, Step
 from data_utils.replay import ReplayBuffer
 from generation.sampler import Sampled, StudentSampler
 
-Kind = Literal["data", "student", "replay"]
+Kind = Literal["data", "student", "replay"]  # of the rows of a micro-step
+StepKind = Literal[Kind, "pair"]  # pair: micro-steps of data and of student rows
 KINDS: tuple[Kind, ...] = get_args(Kind)
 COINS, REPLAYS = 1, 2  # keep these draws apart from others of the same seed and step (generation/sampler.py)
 THRESHOLD_STEP = 0.1  # what a rise of the dev loss adds to the threshold
@@ -25,12 +26,19 @@ THRESHOLD_STEP = 0.1  # what a rise of the dev loss adds to the threshold
 
 @dataclass(frozen=True)
 class LoadedStep:
-    """A step and its rows: the indices in `step` point into `rows`. sampled: what a student step sampled."""
+    """A step and its rows: the indices in `step` point into `rows`.
+
+    kinds: of each micro-step. sampled: what was sampled in this step.
+    """
 
     step: Step
     rows: ExampleTable | Sequence[Example]
-    kind: Kind = "data"
+    kinds: tuple[Kind, ...]
     sampled: Sampled | None = None
+
+    @property
+    def kind(self) -> StepKind:
+        return self.kinds[0] if len(set(self.kinds)) == 1 else "pair"
 
 
 class RowSource(Protocol):
@@ -42,10 +50,10 @@ class RowSource(Protocol):
     needs_dev_loss: bool
     latest: Example | None
 
-    def kinds(self, planned: Sequence[Step], step: int) -> list[Kind]:
+    def kinds(self, planned: Sequence[Step], step: int) -> list[StepKind]:
         """Of the next steps; none is drawn yet. step: number of the first, from 1."""
 
-    def draw(self, planned: Step, step: int, kind: Kind) -> LoadedStep:
+    def draw(self, planned: Step, step: int, kind: StepKind) -> LoadedStep:
         """The rows of the step with this number. Collective."""
 
     def observe(self, dev_loss: float) -> None:
@@ -68,11 +76,11 @@ class DataRows:
     def __init__(self, train: ExampleTable):
         self._train = train
 
-    def kinds(self, planned: Sequence[Step], step: int) -> list[Kind]:
+    def kinds(self, planned: Sequence[Step], step: int) -> list[StepKind]:
         return ["data"] * len(planned)
 
-    def draw(self, planned: Step, step: int, kind: Kind) -> LoadedStep:
-        return LoadedStep(planned, self._train)
+    def draw(self, planned: Step, step: int, kind: StepKind) -> LoadedStep:
+        return LoadedStep(planned, self._train, ("data",) * len(planned.examples))
 
     def observe(self, dev_loss: float) -> None:
         pass
@@ -94,13 +102,13 @@ class MixedRows(DataRows):
         super().__init__(train)
         self._plan, self._sampler, self._args = plan, sampler, args
 
-    def kinds(self, planned: Sequence[Step], step: int) -> list[Kind]:
+    def kinds(self, planned: Sequence[Step], step: int) -> list[StepKind]:
         alpha = self._args.mixed_alpha
         return [
             "student" if coin(self._plan.seed, number) < alpha else "data" for number, _ in enumerate(planned, step)
         ]
 
-    def draw(self, planned: Step, step: int, kind: Kind) -> LoadedStep:
+    def draw(self, planned: Step, step: int, kind: StepKind) -> LoadedStep:
         return super().draw(planned, step, kind) if kind == "data" else self._sample(planned, step)
 
     def _sample(self, planned: Step, step: int) -> LoadedStep:
@@ -114,7 +122,27 @@ class MixedRows(DataRows):
 
     def _dealt(self, planned: Step, rows: list[Example], kind: Kind, sampled: Sampled | None = None) -> LoadedStep:
         lengths, responses = np.array([len(row) for row in rows]), np.array([row.predicted for row in rows])
-        return LoadedStep(self._plan.deal_step(planned, lengths, responses), rows, kind, sampled)
+        step = self._plan.deal_step(planned, lengths, responses)
+        return LoadedStep(step, rows, (kind,) * len(step.examples), sampled)
+
+
+class PairRows(MixedRows):
+    """Every step trains its data and the student's answers to their prompts. DistiLLM-2, arXiv 2503.07067.
+
+    Micro-steps have rows of one kind, since each kind has an objective of its own (`criterions.pair`).
+    """
+
+    def kinds(self, planned: Sequence[Step], step: int) -> list[StepKind]:
+        return ["pair"] * len(planned)
+
+    def draw(self, planned: Step, step: int, kind: StepKind) -> LoadedStep:
+        student = self._sample(planned, step)
+        indices = [i for micro_step in planned.micro_steps for i in micro_step]
+        rows = [*student.rows, *(self._train[i] for i in indices)]
+        place = {i: len(student.rows) + n for n, i in enumerate(indices)}
+        data = tuple(tuple(tuple(place[i] for i in rank) for rank in ranks) for ranks in planned.examples)
+        both = Step(student.step.examples + data, student.step.tokens + planned.tokens)
+        return LoadedStep(both, rows, student.kinds + ("data",) * len(data), student.sampled)
 
 
 class AdaptiveRows(MixedRows):
@@ -140,7 +168,7 @@ class AdaptiveRows(MixedRows):
         self.reference: float | None = None
         self.buffer = ReplayBuffer(args.capacity)
 
-    def kinds(self, planned: Sequence[Step], step: int) -> list[Kind]:
+    def kinds(self, planned: Sequence[Step], step: int) -> list[StepKind]:
         found, buffered = [], len(self.buffer)
         for number, plan in enumerate(planned, step):
             found.append(self._kind(number, buffered))
@@ -155,7 +183,7 @@ class AdaptiveRows(MixedRows):
             return "student"
         return "replay" if drawn < self.threshold else "data"
 
-    def draw(self, planned: Step, step: int, kind: Kind) -> LoadedStep:
+    def draw(self, planned: Step, step: int, kind: StepKind) -> LoadedStep:
         if kind == "replay":
             draw = np.random.default_rng([self._plan.seed, REPLAYS, step])
             rows = self.buffer.sample(sum(map(len, planned.micro_steps)), draw)

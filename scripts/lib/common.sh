@@ -166,7 +166,8 @@ run_sft() { train sft --criterion cross_entropy "$@"; }
 # run_kd FLAGS...: distils TEACHER_MODEL_PATH (with TEACHER_PEFT_PATH merged in) into CKPT_PATH by KD_OBJ. Without a
 # divergence to a teacher it is the SFT run, and its results go to the SFT run's folder.
 run_kd() {
-    [[ ${ON_POLICY:-gkd} =~ ^(gkd|distillm)$ ]] || fail "ON_POLICY=$ON_POLICY: pass gkd or distillm, or leave it unset"
+    [[ ${ON_POLICY:-gkd} =~ ^(gkd|distillm2?)$ ]] ||
+        fail "ON_POLICY=$ON_POLICY: pass gkd, distillm or distillm2, or leave it unset"
     if [[ $KD_OBJ == cross_entropy || $KD_OBJ == sft ]]; then
         [[ -z ${ON_POLICY:-} ]] || fail "ON_POLICY=$ON_POLICY: needs a divergence to a teacher; set KD_OBJ, or unset it"
         run_sft "$@"

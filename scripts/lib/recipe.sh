@@ -4,8 +4,8 @@
 #
 #   sft_teacher FLAGS...    supervised fine-tuning of the teacher
 #   sft_student FLAGS...    supervised fine-tuning of the student, the baseline of KD
-#   kd_student FLAGS...     distils the teacher into the student by KD_OBJ; with ON_POLICY=gkd or distillm, also on
-#                           answers that the student samples (docs/onpolicy.md)
+#   kd_student FLAGS...     distils the teacher into the student by KD_OBJ; with ON_POLICY=gkd, distillm or
+#                           distillm2, also on answers that the student samples (docs/onpolicy.md)
 #
 # The value of a variable comes from the environment, else the script, else family.sh, else this file, else the flag's
 # default (code/arguments.py). flags.txt lists all variables, common.sh those of the launcher (GPUS, NNODES, ...).

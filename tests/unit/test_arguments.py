@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 import flags
 import foreign_flags
 from arguments import (
+    READ_BY,
+    SHORTHANDS,
     CheckpointArguments,
     DataArguments,
     EvaluateArguments,
@@ -165,10 +167,10 @@ def test_every_field_parses_in_every_spelling_and_with_equals_sign(parse, group,
         company = ["--peft", "lora"]
     elif field.name in ("teacher_peft_path", "teacher_revision"):
         company = ["--teacher-model-path", "t"]
-    elif field.name in ("init_threshold", "loss_eps", "capacity", "replay_ratio"):
-        company = ["--distillm"]
-    elif group is OnPolicyArguments and field.name not in ("student_gen", "gkd", "distillm"):
+    elif group is OnPolicyArguments and field.name not in ("student_gen", *SHORTHANDS):
         company = ["--student-gen"]
+        if field.name in READ_BY:
+            company += ["--gen-schedule", READ_BY[field.name]]
     spaced, joined = parse(*company, option, text), parse(*company, f"{option}={text}")
     assert spaced == joined
     value = train_flags(spaced)[field.name]
@@ -200,7 +202,7 @@ READ = re.compile(
     r"\b(?:\w*args|model|teacher|kd|data|train|generation|on_policy|evaluate|self)(?=\.(\w+))|getattr\(\w+, \"(\w+)"
 )
 READ_HERE = {"criterion", "kd_objective"}  # by KDArguments.objective
-READ_HERE |= {"student_gen", "gen_schedule", "gkd", "distillm"}  # by OnPolicyArguments.schedule
+READ_HERE |= {"student_gen", "gen_schedule", "gkd", "distillm", "distillm2"}  # by OnPolicyArguments.schedule
 
 
 @pytest.mark.parametrize(
@@ -454,6 +456,7 @@ def test_remedies(flag, value, remedy):
     [
         ("--gkd --distillm", "--gkd --distillm: they contradict each other; pass one of them"),
         ("--gkd --capacity 3", "--capacity 3: only --gen-schedule adaptive reads it; drop it"),
+        ("--gkd --pair-weight .5", "--pair-weight 0.5: only --gen-schedule pair reads it; drop it"),
         ("--gkd --gen-schedule adaptive", "--gen-schedule adaptive: --gkd means --gen-schedule mixed; drop one of"),
         ("--type adaptive-srkl", "--type adaptive-srkl: not supported; choose the rows with --student-gen"),
         ("--type=mixed-fkl", "--type mixed-fkl: not supported; .*--gen-schedule adaptive .short: --distillm. or mixed"),
@@ -474,6 +477,8 @@ def test_flags_of_the_on_policy_releases():
     assert config.ignored_flags == ("--gen-num-beams", "--type")
     assert parse_train("--gkd", "--gkd-alpha", "1").on_policy == parse_train("--gkd", "--lmbda", "1").on_policy
     assert not parse_train("--gkd", "--lmbda", "0").on_policy.samples
+    assert (parse_train("--distillm2").kd.objective, parse_train().kd.objective) == ("sfkl", "cross_entropy")
+    assert parse_train("--distillm2", "--kd-objective", "fkl").kd.objective == "fkl"
 
 
 def test_evaluation_needs_room_for_an_answer():

@@ -1,4 +1,4 @@
-"""Sampled rows: labels and EOS as data's, draws by (seed, step, row), schedules, budgets, loss, what stays as it was."""
+"""Sampled rows: labels and EOS as data's, draws by (seed, step, row), schedules, budgets, loss, what stays the same."""
 
 from collections import Counter
 from dataclasses import replace
@@ -13,6 +13,7 @@ from scipy.stats import chisquare
 
 from arguments import KDArguments, ModelArguments, OnPolicyArguments, parse_train_arguments
 from criterions import StepTokens, build_criterion
+from criterions.pair import Pair
 from data_utils.batches import Example, collate
 from data_utils.epoch_plan import EpochPlan
 from data_utils.replay import ReplayBuffer
@@ -27,7 +28,8 @@ from teacher.cache import TeacherCache
 from teacher.states import LiveTeacher, RoutedTeacher
 from tiny import llama
 from training.kind_metrics import KindMetrics
-from training.sources import AdaptiveRows, DataRows, LoadedStep, MixedRows, coin
+from training.rank_batches import RankBatches
+from training.sources import AdaptiveRows, DataRows, LoadedStep, MixedRows, PairRows, coin
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -316,10 +318,9 @@ ROWS = [Example([5, 6, 7], [8, 9, 10, 1]), Example([11, 12], [13, 14])]
 
 
 def loss_of(objective, supervised, **flags):
-    """The sums of one step and the gradients."""
-    distiller = Distiller(
-        split(llama(61, hidden=16, layers=1, tied=True, seed=1)), build_criterion(objective, KDArguments(**flags))
-    )
+    """The sums of one step and the gradients. objective: a name or a criterion."""
+    criterion = build_criterion(objective, KDArguments(**flags)) if isinstance(objective, str) else objective
+    distiller = Distiller(split(llama(61, hidden=16, layers=1, tied=True, seed=1)), criterion)
     teacher = LiveTeacher(split(llama(61, hidden=24, layers=1, tied=False, seed=0).eval()))
     batch = replace(collate(ROWS, 0, 64, "padded", positions_per_rank=(6,)), supervised=supervised)
     distiller.criterion.start_step(StepTokens((6,)))
@@ -339,6 +340,37 @@ def test_samples_train_kd_alone_and_kd_keeps_its_rate(objective):
     _, kd_alone = loss_of(objective, True, kd_rate=1.0, **flags)
     for got, of_kd in zip(gradients, kd_alone):
         torch.testing.assert_close(got, 0.25 * of_kd, rtol=1e-5, atol=1e-7)
+
+
+def test_a_pair_weighs_each_kind_by_its_own_objective():
+    args = KDArguments(kd_rate=0.75)
+    pair = Pair(*(build_criterion(name, args) for name in ("sfkl", "srkl")), weight=0.5)
+    for supervised, name, weight in ((True, "sfkl", 1.5), (False, "srkl", 0.5)):
+        (got, gradients), (alone, of_one) = loss_of(pair, supervised), loss_of(name, supervised, kd_rate=0.75)
+        assert got.loss.item() == pytest.approx(weight * alone.loss.item()) and got.kd == alone.kd
+        for one, other in zip(gradients, of_one):
+            torch.testing.assert_close(one, weight * other, rtol=1e-5, atol=1e-7)
+    assert {"kd_rate", "skew_lambda"} <= set(pair.used_arguments())
+    for name in ("adakd", "sft"):
+        with pytest.raises(ValueError, match=r"--student-kd-objective: this objective .* takes plain divergences"):
+            Pair(build_criterion("fkl", args), build_criterion(name, args), 1.0)
+
+
+def test_a_pair_step_has_both_answers_to_each_prompt():
+    plan = plan_of(2, batch=2, accumulation=2)
+    source = PairRows(TRAIN, plan, Echo(), on_policy(gen_schedule="pair"))
+    planned = plan.steps(1)[1]
+    loaded = source.draw(planned, 2, *source.kinds([planned], 2))
+    assert loaded.kind == "pair" and loaded.kinds == ("student", "student", "data", "data")
+    assert loaded.step.tokens[2:] == planned.tokens
+    for examples, of_plan in zip(loaded.step.examples[2:], planned.examples):
+        assert [[loaded.rows[i] for i in rank] for rank in examples] == [[TRAIN[i] for i in rank] for rank in of_plan]
+    prompts = lambda micro_steps: sorted(  # noqa: E731
+        tuple(loaded.rows[i].prompt_ids) for ranks in micro_steps for rank in ranks for i in rank
+    )
+    assert prompts(loaded.step.examples[:2]) == prompts(loaded.step.examples[2:])
+    batches = RankBatches(TRAIN, None, 0, 64, "packed", CPU).of_loaded(loaded)
+    assert [batch.supervised for batch in batches] == [False, False, True, True]
 
 
 def test_a_routed_teacher_is_the_live_one(tmp_path):
@@ -367,9 +399,9 @@ def test_metrics_by_kind(monkeypatch):
     metrics, planned = KindMetrics(CPU), plan_of().steps(1)[0]
     sums = lambda ce, kd: torch.tensor([0.0, ce, kd], dtype=torch.float64)  # noqa: E731
     sampled = Sampled([Example([5], [6, 7, 1]), Example([5], [6])], cut=1, seconds=1.5)
-    metrics.add_step(LoadedStep(planned, TRAIN, "data"), [(sums(6.0, 2.0), 4), (sums(2.0, 2.0), 4)])
-    metrics.add_step(LoadedStep(planned, sampled.rows, "student", sampled), [(sums(9.0, 3.0), 3)])
-    metrics.add_step(LoadedStep(planned, sampled.rows, "replay"), [])  # was not applied
+    metrics.add_step(LoadedStep(planned, TRAIN, ("data", "data")), [(sums(6.0, 2.0), 4), (sums(2.0, 2.0), 4)])
+    metrics.add_step(LoadedStep(planned, sampled.rows, ("student",), sampled), [(sums(9.0, 3.0), 3)])
+    metrics.add_step(LoadedStep(planned, sampled.rows, ("replay",)), [])  # was not applied
     state = metrics.state_dict()
     metrics = KindMetrics(CPU)
     metrics.load_state_dict(state)

@@ -285,7 +285,7 @@ def test_every_kd_script_can_sample(script):
     assert train_config(script).on_policy.schedule is None
     assert train_config(script, ON_POLICY="gkd").on_policy.schedule == "mixed"
     for variables, message in (
-        ({"ON_POLICY": "minillm"}, "ON_POLICY=minillm: pass gkd or distillm, or leave it unset"),
+        ({"ON_POLICY": "minillm"}, "ON_POLICY=minillm: pass gkd, distillm or distillm2, or leave it unset"),
         ({"ON_POLICY": "gkd", "KD_OBJ": "sft"}, "ON_POLICY=gkd: needs a divergence to a teacher"),
     ):
         result = run_script(script, **variables)
