@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
         report(f"without effect here: {' '.join(config.ignored_flags)}")
     if from_main_process(data.is_complete):
         report(f"{data.folder} is complete")
-        return
+        return data.clear()
     prompts = Prompts.encode(splits, tokenizer, args.max_prompt_length, template)
     parts = prompts.parts(args.seed, args.prompts_per_save)
     generator = build_generator(model, tokenizer, config.generation, **limits(args))

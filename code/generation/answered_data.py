@@ -130,10 +130,14 @@ class AnsweredData:
             of_split = lines[name] if name in lines else (f"{text.strip()}\n" for _, text in source.rows())
             write_text(self.folder / f"{name}.jsonl", "".join(of_split))
         self._write_manifest(data_dir, sources, counts, notes)
-        remove(self.unfinished)
+        self.clear()
         for name, of_split in counts.items():
             left_out = f"; {of_split['empty']} are empty and left out" if of_split["empty"] else ""
             report(f"{self.folder}/{name}.jsonl: {of_split['answers']} answers, {of_split['cut']} cut{left_out}")
+
+    def clear(self) -> None:
+        """Removes the parts, of a complete folder. Any rank may."""
+        remove(self.unfinished)
 
     def _write_manifest(
         self, data_dir: str, sources: Mapping[str, Source], counts: Mapping[str, Any], notes: Mapping[str, Any]
@@ -165,9 +169,8 @@ def _answered(split: Split, records: Sequence[tuple[int, dict]]) -> tuple[list[s
     """The lines of the answered file, and what it has."""
     lines, empty = [], []
     for seed, record in records:
-        text = record["text"].strip()
-        if record["cut"]:
-            text = text.rstrip("\N{REPLACEMENT CHARACTER}")  # a character that the limit has cut
+        # The limit may have cut a character.
+        text = (record["text"].rstrip("\N{REPLACEMENT CHARACTER}") if record["cut"] else record["text"]).strip()
         if text:
             lines.append(json.dumps(_with_output(split.objects[record["row"]], text, record["cut"])) + "\n")
         else:
