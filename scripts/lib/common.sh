@@ -109,8 +109,8 @@ add_launcher() {
     fi
 }
 
-# add_slurm_rank: appends to `command` what makes this process the rank that Slurm gave it. It becomes the entry point, so
-# that Slurm's signals reach that and its exit code reaches Slurm.
+# add_slurm_rank: appends to `command` what makes this process the rank that Slurm gave it. It becomes the entry point:
+# Slurm's signals reach that, and its exit code reaches Slurm.
 add_slurm_rank() {
     local variable
     for variable in SLURM_PROCID SLURM_LOCALID SLURM_NTASKS SLURM_NTASKS_PER_NODE MASTER_ADDR; do
@@ -167,7 +167,11 @@ pass() {
 
 train() {
     local flags=()
-    if [[ ${LORA_RANK:-0} == 0 ]]; then unset LORA_RANK LORA_ALPHA LORA_DROPOUT LORA_TARGETS; else flags+=(--peft lora); fi
+    if [[ ${LORA_RANK:-0} == 0 ]]; then
+        unset LORA_RANK LORA_ALPHA LORA_DROPOUT LORA_TARGETS
+    else
+        flags+=(--peft lora)
+    fi
     pass "$1"
     shift
     launch code/distillation.py "${flags[@]}" "$@"

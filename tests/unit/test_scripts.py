@@ -281,6 +281,7 @@ def test_a_slurm_job_that_was_stopped_is_requeued(copied_repository, tmp_path, c
         f"sys.stdout.write(' '.join(['ran', *values, *sys.argv[-2:]]) + '\\n')\nsys.exit({code})\n"
     )
     job = {"SLURM_JOB_ID": 20123, "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NTASKS": 4, "SLURM_NTASKS_PER_NODE": 2}
+    job |= {"SLURM_JOBID": 20123, "SLURM_TASKS_PER_NODE": "2(x2)", "SLURM_NODELIST": "node[1-2]", "SLURM_NPROCS": 4}
     path = f"{tools}:{os.environ['PATH']}"
     words = (SBATCH, GPT2_SFT, "--seed", "3")
     done = run_bash(*words, cwd=copied_repository, PATH=path, REQUEUED=requeued, GPUS=2, **job)
