@@ -2,7 +2,9 @@
 # recipe.sh for families that train LoRA adapters, with the hyper-parameters of ToDi's TinyLlama scripts. family.sh
 # sources it in place of recipe.sh.
 #
-#   LORA_RANK=0 LR=0.00001     trains all weights instead, into folders of its own
+#   LORA_RANK=0 LR=0.00001          trains all weights instead, into folders of its own
+#   TEACHER_MODEL_PATH=outputs/... TEACHER_PEFT_PATH=
+#                                   a teacher that was trained so
 
 # the teacher of KD: a model, and its LoRA run or checkpoint (empty: none)
 TEACHER_MODEL_PATH=${TEACHER_MODEL_PATH:-$teacher_path}

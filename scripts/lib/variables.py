@@ -51,7 +51,8 @@ def known_variables() -> set[str]:
     lib = Path(__file__).resolve().parent
     scripts = "".join(script.read_text(encoding="utf-8") for script in lib.parent.rglob("*.sh"))
     code = re.sub(r"(?m)^\s*#.*", "", scripts)
-    return {*LISTED.findall((lib / "flags.txt").read_text(encoding="utf-8")), *USED.findall(code)}
+    found = {*LISTED.findall((lib / "flags.txt").read_text(encoding="utf-8")), *USED.findall(code)}
+    return {name for name in found if not name.startswith("SLURM_")}  # Slurm sets others that are spelt nearly the same
 
 
 def flags() -> dict[str, str]:

@@ -7,6 +7,7 @@
 #
 # Repeating the command resumes an interrupted download, of the commit that it began with. Each folder gets
 # download.json: hub id, revision, commit. Gated models need an accepted licence and a token (hf auth login, HF_TOKEN).
+# shellcheck disable=SC2154 # family.sh sets the paths
 set -euo pipefail
 
 REVISION=${REVISION:-main} # branch, tag or commit; of the one model of --only, if it is a commit

@@ -24,7 +24,7 @@ from arguments import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = sorted(path.relative_to(ROOT) for path in ROOT.glob("scripts/**/*.sh"))
+SCRIPTS = sorted(path.relative_to(ROOT) for end in ("sh", "sbatch") for path in ROOT.glob(f"scripts/**/*.{end}"))
 CONFIGS = sorted((ROOT / "configs/deepspeed").glob("*.json"))
 SFT = [str(path) for path in SCRIPTS if path.name.startswith("sft_")]
 KD = [str(path) for path in SCRIPTS if path.name.startswith("kd_")]
@@ -259,6 +259,53 @@ def test_the_doctor_gets_the_flags_of_the_run():
     launcher, entry, flags = dry_run(GPT2_KD, DOCTOR=1, GPUS=4, NNODES=2)
     assert launcher == ["env", "WORLD_SIZE=8", "LOCAL_WORLD_SIZE=4", sys.executable]
     assert (entry, flags) == ("code/doctor.py", dry_run(GPT2_KD)[2])
+
+
+# ---- Slurm -----------------------------------------------------------------------------------------------------------
+
+SBATCH = "scripts/slurm/train.sbatch"
+TOOLS = {
+    "srun": """#!/bin/bash
+        while [[ $1 == -* ]]; do shift; done
+        worst=0 tasks=()
+        for rank in 0 1 2 3; do
+            SLURM_PROCID=$rank SLURM_LOCALID=$((rank % 2)) "$@" & tasks+=($!)
+        done
+        for task in "${tasks[@]}"; do wait "$task"; code=$?; if [[ $code -gt $worst ]]; then worst=$code; fi; done
+        exit $worst""",
+    "scontrol": """#!/bin/bash
+        if [[ $1 == show ]]; then printf 'node1\\nnode2\\n'; else echo "$@" >>"$REQUEUED"; fi""",
+}
+
+
+@pytest.mark.parametrize("code", [0, 75, 3])
+def test_a_slurm_job_that_was_stopped_is_requeued(copied_repository, tmp_path, code):
+    tools, requeued = tmp_path / "tools", tmp_path / "requeued"
+    tools.mkdir()
+    for name, text in TOOLS.items():
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    entry = copied_repository / "code/distillation.py"
+    names = "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT"
+    entry.write_text(
+        f"import os, sys\nvalues = [os.environ[name] for name in {names.split()}]\n"
+        f"sys.stdout.write(' '.join(['ran', *values, *sys.argv[-2:]]) + '\\n')\nsys.exit({code})\n"
+    )
+    job = {"SLURM_JOB_ID": 20123, "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NTASKS": 4, "SLURM_NTASKS_PER_NODE": 2}
+    job |= {"SLURM_JOBID": 20123, "SLURM_TASKS_PER_NODE": "2(x2)", "SLURM_NODELIST": "node[1-2]", "SLURM_NPROCS": 4}
+    path = f"{tools}:{os.environ['PATH']}"
+    words = (SBATCH, GPT2_SFT, "--seed", "3")
+    done = run_bash(*words, cwd=copied_repository, PATH=path, REQUEUED=requeued, GPUS=2, **job)
+    assert done.returncode == code, done.stderr
+    ran = sorted(line for line in done.stdout.splitlines() if line.startswith("ran"))
+    assert ran == [f"ran {rank} {rank % 2} 4 2 node1 20123 --seed 3" for rank in range(4)]
+    assert (requeued.read_text() if requeued.exists() else None) == ("requeue 20123\n" if code == 75 else None)
+
+
+def test_srun_without_slurm_is_refused():
+    for variables, message in (({"LAUNCHER": "srun"}, "SLURM_PROCID is not set"), ({"LAUNCHER": "mpi"}, "pass srun")):
+        result = run_script(GPT2_SFT, GPUS=1, **variables)
+        assert result.returncode == 1 and message in result.stderr
 
 
 # ---- mistakes --------------------------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-import distillation
 from arguments import parse_train_arguments
+from preflight.checks import check
 
 sys.path.append(str(Path(__file__).parents[2] / "scripts/lib"))
 import run_file
@@ -111,29 +111,22 @@ def test_a_file_that_is_none(tmp_path, name, text, said):
 # ---- repeating a run -------------------------------------------------------------------------------------------------
 
 
-def records(folder):
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{name: value for name, value in json.loads(line).items() if "loss" in name} for line in lines]
-
-
-def test_args_json_repeats_the_run(tiny, rows, tmp_path, one_thread):
-    first, again = tmp_path / "first", tmp_path / "again"
-    distillation.main(
-        [
-            *("--model-path", str(tiny / "student"), "--teacher-model-path", str(tiny / "teacher")),
-            *("--data-dir", str(rows), "--max-length", "128", "--max-prompt-length", "64", "--kd-objective", "srkl"),
-            *("--skew-lambda", "0.3", "--peft", "lora", "--precision", "auto", "--global-batch-size", "4"),
-            *("--batch-size", "2", "--total-iters", "2", "--lr", "0.01", "--log-interval", "1", "--no-eval-at-start"),
-            *("--probe-rows", "0", "--save-dir", str(first)),
-        ]
-    )
-    _, flags = run_file.read_run(first / "args.json", ["--save-dir", str(again)])
-    distillation.main(flags)
-    assert len(records(again)) == 2 and records(again) == records(first)
-    recorded = [json.loads((folder / "args.json").read_text()) for folder in (first, again)]
-    assert [name for name in recorded[0] if recorded[0][name] != recorded[1][name]] == ["save_dir", "run"]
-    with pytest.raises(ValueError, match="pass --save-dir FOLDER"):
-        run_file.read_run(first / "args.json", [])
+def test_args_json_has_the_flags_of_the_run(tiny, rows, tmp_path):
+    """And the same run comes of them, to the bit: tests/integration/test_families.py."""
+    argv = [
+        *("--model-path", str(tiny / "student"), "--teacher-model-path", str(tiny / "teacher")),
+        *("--data-dir", str(rows), "--kd-objective", "srkl", "--skew-lambda", "0.3", "--peft", "lora", "--no-packing"),
+        *("--precision", "auto", "--global-batch-size", "16", "--batch-size", "2", "--report-to", "tensorboard"),
+    ]
+    first = check(parse_train_arguments([*argv, "--save-dir", "first"])).config
+    path = tmp_path / "args.json"
+    path.write_text(json.dumps(first.flags | {"deepspeed": {}, "run": {}}))
+    _, flags = run_file.read_run(path, ["--save-dir", "again"])
+    again = check(parse_train_arguments(flags)).config
+    assert [name for name in first.flags if first.flags[name] != again.flags[name]] == ["save_dir"]
+    assert again.train.gradient_accumulation_steps == 8
+    with pytest.raises(ValueError, match="pass --save-dir FOLDER; first is the run's own"):
+        run_file.read_run(path, [])
 
 
 # ---- sweeps ----------------------------------------------------------------------------------------------------------
