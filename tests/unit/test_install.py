@@ -91,8 +91,8 @@ def test_a_command_is_its_entry():
         [sys.executable, str(ROOT / "code/distillation.py"), "--help"], capture_output=True, text=True, timeout=300
     )
     assert found.returncode == 0 and found.stdout == f"code\n{direct.stdout}"
-    found = run_command("evaluate", "--model-pth", "x")
-    assert found.returncode == 2 and "did you mean --model-path?" in found.stderr
+    found = run_command("evaluate", "--model-path", "x", "--seedz", "3")
+    assert found.returncode == 2 and "did you mean --seed?" in found.stderr
 
 
 def test_a_command_without_its_checkout(tmp_path):

@@ -1,7 +1,5 @@
 """Models in 4 or 8 bits: what preflight refuses and counts, and what is asked of Transformers. Run on no GPU so far."""
 
-import importlib.util
-
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -39,8 +37,7 @@ def gpu_with_bitsandbytes(monkeypatch):
     """A machine that has both, as far as preflight and loading look."""
     monkeypatch.setattr(checks, "get_accelerator", Gpu)
     monkeypatch.setattr(loading, "get_accelerator", Gpu)
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *of: name == "bitsandbytes" or found(name, *of))
+    monkeypatch.setattr(checks, "is_bitsandbytes_available", lambda: True)
 
 
 def check_bits(flags, stage=2, needs_teacher=True):
@@ -68,7 +65,7 @@ def test_what_else_is_refused(gpu_with_bitsandbytes, monkeypatch):
         check_bits([*KD, "--teacher-bits", "8", "--teacher-peft-path", "a"])
     with pytest.raises(ValueError, match="--model-bits 4: quantised weights cannot be trained; add --peft lora"):
         config("--model-bits", "4")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *of: None)
+    monkeypatch.setattr(checks, "is_bitsandbytes_available", lambda: False)
     with pytest.raises(ValueError, match="--model-bits 4: bitsandbytes is not installed; pip install bitsandbytes"):
         check_bits(LORA)
     check_bits([*KD, "--teacher-bits", "8"], needs_teacher=False)  # the teacher is not loaded
