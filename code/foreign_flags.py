@@ -53,6 +53,8 @@ RENAMED_FLAGS = {
     **dict.fromkeys(("adapter", "adapter-path", "adapter-name-or-path", "lora-path"), "peft-path"),
     **dict.fromkeys(("use-flash-attention-2", "use-flash-attn", "flash-attn"), "attn-implementation flash_attention_2"),
     "loss-type": "kd-objective",
+    "skew-alpha": "skew-lambda",
+    "beta": "js-beta",
     **{f"load-in-{bits}bit": f"model-bits {bits}" for bits in (4, 8)},
     "torch-dtype": "dtype",
     **{short: f"dtype {long}" for short, long in (("bf16", "bfloat16"), ("fp16", "float16"), ("fp32", "float32"))},
@@ -71,6 +73,7 @@ REPLACED_FLAGS = {
     "pretrain-data-dir": "only instruction data is trained on; see --data-dir",
     "teacher-temperature": "--kd-temperature divides the logits of both models",
     "label-smoothing": "the labels' share of the loss is plain cross-entropy",
+    "push-to-hub": "export the run when it is finished: bash scripts/export.sh RUN OUT --push-to-hub ORG/NAME",
     "eval-gen-repeat-times": "one pass of dev answers ranks a checkpoint; code/evaluate.py takes several --seed",
     **{
         name: f"pass --precision {value} (PRECISION={value} in front of a script), or --deepspeed_config FILE "

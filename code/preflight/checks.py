@@ -9,11 +9,11 @@
 raises them.
 """
 
-import importlib.util
 from dataclasses import dataclass, field
 
 import torch
 from deepspeed.accelerator import get_accelerator
+from transformers.utils import is_bitsandbytes_available
 
 from arguments import TrainConfig
 from criterions import Criterion, build_criterion, unused_arguments
@@ -214,7 +214,7 @@ def _check_bits(config: TrainConfig, settings: DeepSpeedSettings | None, needs_t
         device = get_accelerator().device_name()
         if device != "cuda":
             raise ValueError(f"{flag} {bits}: needs a CUDA GPU, and this machine's device is {device}; drop the flag")
-        if importlib.util.find_spec("bitsandbytes") is None:
+        if not is_bitsandbytes_available():
             raise ValueError(
                 f"{flag} {bits}: bitsandbytes is not installed; pip install bitsandbytes, or drop the flag"
             )

@@ -414,6 +414,16 @@ def test_the_judge():
     assert "JUDGE_APIKEY=...: not a variable of the scripts; did you mean JUDGE_API_KEY?" in result.stderr
 
 
+def test_export_takes_paths_relative_to_where_it_is_called(tmp_path):
+    (tmp_path / "a run").mkdir()
+    result = run_script("scripts/export.sh", "a run", "an out", "--gguf", cwd=tmp_path, DRY_RUN=1)
+    assert shlex.split(result.stdout)[1:] == [
+        *("code/export.py", "--model-path", str(tmp_path / "a run"), "--save-dir", str(tmp_path / "an out"), "--gguf")
+    ]
+    result = run_script("scripts/export.sh", "a run", cwd=tmp_path)
+    assert result.returncode == 1 and "pass the run and the folder" in result.stderr
+
+
 def test_evaluation_finds_the_run_from_where_it_is_called(tmp_path):
     (tmp_path / "a run").mkdir()
     result = run_script(EVAL, "a run", cwd=tmp_path, DRY_RUN=1, GPUS=0)
