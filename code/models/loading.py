@@ -29,7 +29,11 @@ disable_progress_bar()  # every rank would draw one
 
 def load_tokenizer(path: str, trust_remote_code: bool = False, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a model; if it has no PAD token, EOS is used. Raises ValueError if it has no EOS."""
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
+    except OSError as error:  # no such name on the hub, or no connection
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: {reason}; pass the folder of a model or a hub id") from None
     if tokenizer.eos_token_id is None:
         raise ValueError(f"{path}: its tokenizer has no EOS token, so no answer could end; set eos_token there")
     if tokenizer.pad_token_id is None:
