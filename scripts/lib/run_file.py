@@ -20,7 +20,6 @@ from arguments import parse_train_arguments
 
 LAUNCHER = "GPUS DEVICE NNODES HOSTFILE NODE_RANK MASTER_ADDR MASTER_PORT CUDA_VISIBLE_DEVICES".split()
 NOT_FLAGS = {"run", "deepspeed"}  # what args.json notes beside the flags
-# Of the run that args.json describes: its own folder, and accumulation, which follows from the examples per step.
 OF_ONE_RUN = {"save_dir", "resume"}
 
 
