@@ -73,7 +73,7 @@ REPLACED_FLAGS = {
     "pretrain-data-dir": "only instruction data is trained on; see --data-dir",
     "teacher-temperature": "--kd-temperature divides the logits of both models",
     "label-smoothing": "the labels' share of the loss is plain cross-entropy",
-    "push-to-hub": "export the run when it is finished: bash scripts/export.sh RUN OUT --push-to-hub ORG/NAME",
+    "push-to-hub": "bash scripts/export.sh uploads a finished run; see docs/export.md",
     "eval-gen-repeat-times": "one pass of dev answers ranks a checkpoint; code/evaluate.py takes several --seed",
     **{
         name: f"pass --precision {value} (PRECISION={value} in front of a script), or --deepspeed_config FILE "

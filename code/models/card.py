@@ -56,6 +56,8 @@ def origin(path: str) -> Origin:
     licence = None
     for _ in range(FURTHEST):
         folder = locate(path)
+        if not folder.is_dir() and not _is_hub_id(path):
+            break  # a folder that is gone
         metadata = _front_matter(folder / CARD if folder.is_dir() else try_to_load_from_cache(path, CARD))
         licence = licence or metadata.get("license")
         if not folder.is_dir():
@@ -115,6 +117,10 @@ def _front_matter(path: object) -> dict:
         return ModelCard(text, ignore_metadata_errors=True).data.to_dict()
     except (ValueError, YAMLError):  # another author's, and broken
         return {}
+
+
+def _is_hub_id(path: str) -> bool:
+    return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path) is not None and not path.startswith(("outputs/", "model_hub/"))
 
 
 def _before(folder: Path) -> str | None:

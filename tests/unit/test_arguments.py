@@ -147,7 +147,7 @@ FIELDS = [
 def test_every_field_parses_in_every_spelling_and_with_equals_sign(parse, group, field, option):
     text = valid_text(group, field)
     company = []
-    if group is ModelArguments and field.name.startswith("peft_"):
+    if group is ModelArguments and field.name.startswith(("peft_", "model_bits")):
         company = ["--peft", "lora"]
     elif field.name in ("teacher_peft_path", "teacher_revision"):
         company = ["--teacher-model-path", "t"]
