@@ -49,7 +49,7 @@ def _empty_copy(model: PreTrainedModel | PeftModel, device: torch.device) -> Pre
     made.tie_weights()
     if adapted:
         made = get_peft_model(made, copy.deepcopy(model.active_peft_config), autocast_adapter_dtype=False)
-    buffers = dict(made.named_buffers())
-    for name, buffer in model.named_buffers():
-        buffers[name].copy_(buffer)
+    for name, buffer in model.named_buffers():  # in their own dtypes, which the engine may have changed
+        module, _, own_name = name.rpartition(".")
+        made.get_submodule(module)._buffers[own_name] = buffer.detach().clone()
     return made.to(device).requires_grad_(False).eval()

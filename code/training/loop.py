@@ -179,6 +179,7 @@ class Trainer:
         epochs = -(-steps // len(self.plan))
         parts = f" nll_loss {record['nll_loss']:.4f} kd_loss {record['kd_loss']:.4f}" if self.teacher else ""
         more = "".join(f" {name} {value:.4g}" for name, value in extras.items())
+        more += f" sampling {record['generation_s']:.3g} s" if "generation_s" in record else ""
         eta = f" eta {duration((steps - step) * record['step_time'])}" if step < steps else ""
         logger.info(
             f"epoch {epoch}/{epochs} step {step}/{steps} loss {record['loss']:.4f}{parts} lr {record['lr']:.3g} "
