@@ -289,7 +289,7 @@ def test_a_slurm_job_that_was_stopped_is_requeued(copied_repository, tmp_path, c
     names = "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT"
     entry.write_text(
         f"import os, sys\nvalues = [os.environ[name] for name in {names.split()}]\n"
-        f"sys.stdout.write(' '.join(['ran', *values, *sys.argv[-2:]]) + '\\n')\nsys.exit({code})\n"
+        f"open('ran' + values[0], 'w').write(' '.join([*values, *sys.argv[-2:]]))\nsys.exit({code})\n"
     )
     job = {"SLURM_JOB_ID": 20123, "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NTASKS": 4, "SLURM_NTASKS_PER_NODE": 2}
     job |= {"SLURM_JOBID": 20123, "SLURM_TASKS_PER_NODE": "2(x2)", "SLURM_NODELIST": "node[1-2]", "SLURM_NPROCS": 4}
@@ -297,8 +297,8 @@ def test_a_slurm_job_that_was_stopped_is_requeued(copied_repository, tmp_path, c
     words = (SBATCH, GPT2_SFT, "--seed", "3")
     done = run_bash(*words, cwd=copied_repository, PATH=path, REQUEUED=requeued, GPUS=2, **job)
     assert done.returncode == code, done.stderr
-    ran = sorted(line for line in done.stdout.splitlines() if line.startswith("ran"))
-    assert ran == [f"ran {rank} {rank % 2} 4 2 node1 20123 --seed 3" for rank in range(4)]
+    ran = [(copied_repository / f"ran{rank}").read_text() for rank in range(4)]
+    assert ran == [f"{rank} {rank % 2} 4 2 node1 20123 --seed 3" for rank in range(4)]
     assert (requeued.read_text() if requeued.exists() else None) == ("requeue 20123\n" if code == 75 else None)
 
 
