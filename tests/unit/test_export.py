@@ -49,7 +49,7 @@ def random_adapter(base: Path, folder: Path, targets: list[str]) -> PeftModel:
     adapted = get_peft_model(model, config).eval()
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name or "lora_embedding_A" in name:
-            torch.nn.init.normal_(parameter, std=0.2)
+            torch.nn.init.normal_(parameter, std=0.05)
     adapted.save_pretrained(folder, save_embedding_layers=False)
     return adapted
 
