@@ -7,6 +7,8 @@ valid.jsonl, and of the references there.
 
     OMP_NUM_THREADS=1 python benchmarks/onpolicy_quality.py [--seeds 10 20 30] [--epochs 8] [--methods todi todi-gkd]
 
+Students start from random weights, as in the quickstart, whose first samples are noise; with --sft-epochs N from N
+epochs of fine-tuning, as in the papers.
 The same command continues what was interrupted; finished students are not trained again. Runs are in
 outputs/onpolicy_quality. Prints a table and writes benchmarks/results/<date>-onpolicy_quality.json.
 """
@@ -45,6 +47,8 @@ from runtime.atomic import write_text  # noqa: E402
 
 OUT = ROOT / "outputs/onpolicy_quality"
 ROWS, NEW_TOKENS, SAMPLING_SEED, TOKENS_PER_BATCH = "600", 64, 1, 4096
+SEED, TUNED_LR = 10, "0.002"  # of the fine-tuned start, and after it
+FLAGS = "--probe-rows", "0", "--no-eval-at-start"
 ANSWERS = str(OUT / "answers")
 # name -> variables of scripts/tiny/kd_student.sh
 METHODS: dict[str, dict[str, str]] = {
@@ -93,14 +97,28 @@ def prepare_teacher() -> Path:
     return teacher
 
 
-def student(method: str, seed: int, epochs: int, teacher: Path) -> dict[str, float]:
+def prepare_student(epochs: int) -> dict[str, str]:
+    """The variables of a student that starts from fine-tuning on the same rows; without epochs, from random weights."""
+    if not epochs:
+        return {}
+    run = OUT / f"sft-{epochs}epochs"
+    if not (run / "report.html").is_file():
+        run_script("scripts/tiny/sft_student.sh", *FLAGS, **variables(run, SEED, epochs))
+    return {"CKPT_PATH": str(run), "LR": TUNED_LR}
+
+
+def variables(run: Path, seed: int, epochs: int) -> dict[str, str]:
+    """Of a run whose last epoch counts."""
+    last = dict.fromkeys(("EPOCH", "SAVE_INTERVAL", "EVAL_INTERVAL"), str(epochs))
+    return last | {"SAVE_DIR": str(run), "SEED": str(seed), "TRAIN_NUM": ROWS}
+
+
+def student(method: str, seed: int, args: argparse.Namespace, start: dict[str, str], teacher: Path) -> dict[str, float]:
     """Trains and scores a student, unless it is there."""
-    run = OUT / f"{epochs}epochs/{method}-seed{seed}"
+    run = OUT / f"{args.epochs}epochs{f'-after-{args.sft_epochs}' if start else ''}/{method}-seed{seed}"
     if not (run / "quality.json").is_file():
-        last = {"EPOCH": str(epochs), "SAVE_INTERVAL": str(epochs), "EVAL_INTERVAL": str(epochs)}
-        fixed = {"SAVE_DIR": str(run), "SEED": str(seed), "TRAIN_NUM": ROWS, "TEACHER_MODEL_PATH": str(teacher)}
-        flags = "--probe-rows", "0", "--no-eval-at-start"
-        run_script("scripts/tiny/kd_student.sh", *flags, **last | fixed | METHODS[method])
+        of_run = variables(run, seed, args.epochs) | {"TEACHER_MODEL_PATH": str(teacher)}
+        run_script("scripts/tiny/kd_student.sh", *FLAGS, **of_run | start | METHODS[method])
         run_script("scripts/tiny/evaluate.sh", run, DATA_DIRS="data/sample")
         in_fork(write_quality, run, teacher)
     return json.loads((run / "quality.json").read_text())
@@ -167,13 +185,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="+", type=int, default=[10, 20, 30])
     parser.add_argument("--epochs", type=int, default=8, help="passes over 600 rows, of every student")
+    parser.add_argument("--sft-epochs", type=int, default=0, help="of fine-tuning before, on the same rows")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     args = parser.parse_args()
-    teacher = prepare_teacher()
+    teacher, start = prepare_teacher(), prepare_student(args.sft_epochs)
     found: dict[str, dict[int, dict]] = {method: {} for method in args.methods}
     for seed in args.seeds:
         for method in args.methods:
-            found[method][seed] = student(method, seed, args.epochs, teacher)
+            found[method][seed] = student(method, seed, args, start, teacher)
     of_teacher = json.loads((teacher / "quality.json").read_text())
     table = [["teacher", *(f"{of_teacher[name]:.3f}" if name in of_teacher else "" for name in SCORES)]]
     for method, of_seeds in found.items():
@@ -181,7 +200,7 @@ def main() -> None:
         spread = {name: statistics.stdev(of) if len(of) > 1 else 0.0 for name, of in values.items()}
         table.append([method, *(f"{statistics.fmean(values[name]):.3f} ± {spread[name]:.3f}" for name in SCORES)])
     print("\n" + format_table(["student", *SCORES.values()], table))
-    write_result("onpolicy_quality", vars(args), teacher=of_teacher, students=found)
+    write_result(f"onpolicy_quality{'-after-sft' if start else ''}", vars(args), teacher=of_teacher, students=found)
 
 
 if __name__ == "__main__":
