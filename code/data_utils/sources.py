@@ -109,9 +109,9 @@ def training_sources(args: DataArguments) -> tuple[Source, Source | None]:
     return train, None
 
 
-def find_source(data_dir: str, split: str, hub: DataArguments | None = None) -> Source:
+def find_source(data_dir: str, split: str, args: DataArguments | None = None) -> Source:
     """The rows of a split: `<split>.jsonl`, .json, .csv or .parquet of a folder, `split-*.parquet` as the hub has it, a
-    file, or a data set of the hub. hub: its split and revision there; by default `split` and the newest one.
+    file, or a data set of the hub. args: its split and revision there; by default `split` and the newest one.
 
     Raises FileNotFoundError that names --data-dir and what is there.
     """
@@ -123,7 +123,7 @@ def find_source(data_dir: str, split: str, hub: DataArguments | None = None) -> 
     if (files := _files_of(path, (split,))) is not None:
         return Source(files)
     if _is_hub_id(data_dir):
-        return Source(hub=(data_dir, split, None) if hub is None else (data_dir, hub.data_split, hub.data_revision))
+        return Source(hub=(data_dir, split, None) if args is None else (data_dir, args.data_split, args.data_revision))
     raise _missing(path, f"{split}.jsonl")
 
 

@@ -3,8 +3,9 @@
 One tiny tokenizer per kind of model (Llama-2, Llama-3, Mistral, Gemma, Qwen), with a template in that kind's format.
 """
 
+import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +13,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from arguments import DataArguments, GenerationArguments
+from arguments import DataArguments, GenerationArguments, parse_evaluate_arguments
 from data_utils import dataset
-from data_utils.batches import Example
-from data_utils.dataset import read_rows
+from data_utils.batches import Example, collate
+from data_utils.dataset import load_instruction_data, read_rows
 from data_utils.encoding import RowEncoder
-from data_utils.prompts import prompt_template
+from data_utils.prompts import prompt_template, record_template, recorded_template
+from evaluation.defaults import Checkpoint, fill_in
 from evaluation.scoring import EvaluationSet
 from generation.base import generation_config
-from tiny import make_rows
+from preflight.examples import marked
+from tiny import make_rows, make_tokenizer
 
 SYSTEM_IN_USER = (  # Llama-2 and Mistral have no turn for it
     "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}{% set rest = messages[1:] %}"
@@ -265,3 +268,210 @@ def test_a_template_that_moves_earlier_text_is_refused_for_all_answers():
     with pytest.raises(ValueError, match=r"^x:1: --prompt-template chat: .* turn 3, an answer.*--train-on last"):
         example_of(tokenizer, messages)
     assert example_of(tokenizer, messages, train_on="last").predicted > 0
+
+
+# --- forms -----------------------------------------------------------------------------------------------------------
+
+
+def test_sharegpt_and_messages_are_the_same_chat(qwen, tmp_path):
+    template = prompt_template("chat", qwen)
+    messages = chat("Say red.", "red", "Say blue.", "blue", system="Be short.")
+    names = {"system": "system", "user": "human", "assistant": "gpt"}
+    turns = [{"from": names[m["role"]], "value": m["content"]} for m in messages]
+    path = write(
+        tmp_path / "chats.jsonl",
+        {"messages": messages, "prompt": "Say red."},  # as ultrachat has it
+        {"conversations": turns, "id": 7},
+        {"conversations": turns[1:], "system": "Be short."},
+        {"conversations": [*turns, {"from": "human", "value": "Thanks."}]},  # what no answer follows is left out
+    )
+    rows = read_rows(path, template)
+    assert [list(row.chat) for row in rows] == [messages] * 4
+    assert {row.prompt for row in rows} == {rows[0].prompt} and {row.responses for row in rows} == {("blue",)}
+    assert [row.form for row in rows] == [2, 3, 3, 3]
+
+
+BAD_CHATS = {
+    "no answer": ([{"role": "user", "content": "a"}], "messages has no turn of the assistant"),
+    "a string": ("user: a", "messages is str; write a list of turns"),
+    "not an object": (["a", "b"], "messages: turn 1 is str; write an object"),
+    "unknown role": ([{"role": "narrator", "content": "a"}], "turn 1 is of 'narrator'; write system, user"),
+    "parts": ([{"role": "user", "content": [{"type": "text"}]}], "turn 1 has list as its text; write a string"),
+    "an empty answer": (chat("a", " ", "b", "c"), "turn 2, an answer, is empty"),
+    "half a surrogate pair": (chat("\ud800", "b"), "not text"),
+    "refused by the template": (chat("a", "b")[1:], "--prompt-template chat: the template refuses this chat ("),
+}
+
+
+@pytest.mark.parametrize(("messages", "said"), BAD_CHATS.values(), ids=BAD_CHATS)
+def test_a_bad_chat_is_named_by_its_place(qwen, tmp_path, args, messages, said):
+    path = write(tmp_path / "train.jsonl", {"messages": chat("a", "b")}, {"messages": messages})
+    with pytest.raises(ValueError) as error:
+        load_instruction_data(path, qwen, args)
+    assert str(error.value).startswith(f"{path}:2: ") and said in str(error.value)
+
+
+def test_a_text_template_takes_a_chat_of_one_question(tmp_path):
+    alpaca = prompt_template("alpaca")
+    (row,) = read_rows(write(tmp_path / "a.jsonl", {"messages": chat("Say red.", "red")}), alpaca)
+    assert (row.prompt, row.responses) == (alpaca.render("Say red.", ""), ("red",))
+    for messages in (chat("a", "b", "c", "d"), chat("a", "b", system="c")):
+        with pytest.raises(ValueError, match=r"a.jsonl:1: messages has \d turns \(.*pass --prompt-template chat"):
+            read_rows(write(tmp_path / "a.jsonl", {"messages": messages}), alpaca)
+
+
+def test_a_prompt_of_its_own_is_used_as_it_is(qwen, tmp_path, args):
+    path = write(tmp_path / "train.jsonl", {"prompt": "Q: red? A:", "completion": " yes"})
+    (example,) = load_instruction_data(path, qwen, args)
+    assert qwen.decode(whole(example)) == "Q: red? A: yes<|im_end|>" and len(example.spans) == 0
+
+
+# --- too long --------------------------------------------------------------------------------------------------------
+
+
+def test_an_overlong_chat_keeps_its_system_message_and_its_last_turns(qwen, tmp_path, args):
+    messages = chat(*(f"{word} {i}" for i in range(12) for word in ("Say number", "It is number")), system="Be short.")
+    lengths = [len(qwen.apply_chat_template([messages[0], *messages[i:]])["input_ids"]) for i in range(1, 25, 2)]
+    limit = lengths[7]  # the last five questions
+    path = write(tmp_path / "train.jsonl", {"messages": messages}, {"messages": chat("a", "b")})
+    data = load_instruction_data(path, qwen, replace(args, max_length=limit))
+    assert whole(data[0]) == qwen.apply_chat_template([messages[0], *messages[15:]])["input_ids"]
+    assert (data.cut_chats, data.cut_prompts, data.cut_responses) == (1, 0, 0)
+    assert data.responses.tolist() == [sum(learnt(data[i])) for i in range(2)]
+    assert data.forms == {"messages": 2}
+    question = EvaluationSet(read_rows(path, prompt_template("chat", qwen)), qwen, 128, prompt_template("chat", qwen))
+    assert [prompt.cut for prompt in question.prompts] == [True, False]
+    text = qwen.decode(question.prompts[0].ids)
+    assert len(question.prompts[0].ids) <= 128 and "Be short." in text and text.endswith("<|im_start|>assistant\n")
+    assert "Say number 11<|im_end|>" in text and "Say number 0<" not in text
+
+
+def test_one_question_that_is_too_long_is_cut_like_a_text(qwen, tmp_path, args):
+    path = write(tmp_path / "train.jsonl", {"messages": chat("stone " * 300, "river " * 300)})
+    data = load_instruction_data(path, qwen, args)
+    assert (data.cut_chats, data.cut_prompts, data.cut_responses) == (0, 1, 1)
+    assert len(data[0].prompt_ids) == 128 and len(data[0]) == 256
+    assert qwen.decode(data[0].prompt_ids).endswith("<|im_end|>\n<|im_start|>assistant\n")
+    assert learnt(data[0]) == [False] * 128 + [True] * 128
+
+
+# --- examples, batches, keys -----------------------------------------------------------------------------------------
+
+
+def test_what_is_learnt_reaches_batch_table_and_key(qwen, tmp_path, args):
+    path = write(tmp_path / "train.jsonl", {"messages": chat("a", "b", "c", "d")}, {"messages": chat("e", "f")})
+    data = load_instruction_data(path, qwen, args)
+    assert data.keys() == [data[i].key for i in range(2)]
+    for layout in ("packed", "packed into one row", "padded"):
+        batch = collate([data[0], data[1]], qwen.pad_token_id, 256, layout)
+        wanted = [
+            id for example in batch.examples for id, is_learnt in zip(whole(example), learnt(example)) if is_learnt
+        ]
+        assert batch.labels_N.tolist() == wanted
+        flat = batch.input_ids_RT.flatten()
+        assert flat[batch.response_positions + 1].tolist() == wanted
+    assert len(batch.labels_N) == data.responses.sum()
+    assert marked(data[0], qwen).count("«") == 2 and "«b<|im_end|>»\\n<|im_start|>user" in marked(data[0], qwen)
+
+
+def test_spans_are_part_of_the_key_and_their_absence_is_not():
+    ids = list(range(9))
+    keys = {Example(ids[:3], ids[3:], spans).key for spans in ((), (0, 2), (0, 2, 4, 6), (0, 6))}
+    assert len(keys) == 4
+    # As it was before there were spans: teacher caches stay valid.
+    plain = np.array([3, *ids], dtype="<i4").tobytes()
+    assert Example(ids[:3], ids[3:]).key == hashlib.blake2b(plain, digest_size=16).digest()
+    assert Example([], [5, 6, 7], (0, 1, 2, 3)).targets.tolist() == [2]
+
+
+# --- files and records -----------------------------------------------------------------------------------------------
+
+CHAT_FILE = (
+    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}"
+    "{% endif %}{{ '\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+TEXT_FILE = "Q: {{ instruction }}{% if input %} ({{ input }}){% endif %}\n\nA:"
+
+
+def test_a_file_over_messages_becomes_the_tokenizers_template(tmp_path, args):
+    path = tmp_path / "mine.jinja"
+    path.write_text(CHAT_FILE)
+    tokenizer = make_tokenizer()
+    rows = write(tmp_path / "train.jsonl", {"messages": chat("Say red.", "red")}, {"instruction": "a", "output": "b"})
+    data = load_instruction_data(rows, tokenizer, replace(args, prompt_template=str(path)))
+    assert tokenizer.decode(whole(data[0])) == "user: Say red.\nassistant: red<eos>\n"
+    assert tokenizer.decode(data[1].response_ids) == " b<eos>\n"  # one token with the space before it
+    record_template(prompt_template(str(path), tokenizer), tmp_path)
+    assert recorded_template(tmp_path) == "chat"
+    tokenizer.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert prompt_template("chat", again).identity == prompt_template(str(path), make_tokenizer()).identity
+
+
+def test_a_file_over_instructions_is_kept_in_the_checkpoint(tmp_path, qwen):
+    (tmp_path / "qa.jinja").write_text(TEXT_FILE)
+    template = prompt_template(str(tmp_path / "qa.jinja"), qwen)
+    assert template.render("Add.", "1 and 2") == "Q: Add. (1 and 2)\nA:" and template.ending == "\nA:"
+    checkpoint = tmp_path / "run/epoch1"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "config.json").write_text("{}")
+    record_template(template, checkpoint)
+    (tmp_path / "qa.jinja").unlink()
+    (tmp_path / "run/args.json").write_text(json.dumps({"data_dir": str(tmp_path), "prompt_template": "alpaca"}))
+    moved = (checkpoint.parent).rename(tmp_path / "elsewhere") / "epoch1"
+    config = parse_evaluate_arguments(["--model-path", str(moved)])
+    filled = fill_in(config.evaluate, Checkpoint(str(moved)))
+    assert prompt_template(filled.prompt_template, qwen).identity == template.identity
+    (moved / "prompt_template.json").write_text('{"prompt_template": "chat"}')
+    (moved.parent / "args.json").unlink()
+    away = parse_evaluate_arguments(["--model-path", str(moved), "--data-dir", str(tmp_path)])
+    assert fill_in(away.evaluate, Checkpoint(str(moved))).prompt_template == "chat"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{{ instruction", "; pass a jinja file"),
+        ("{{ question }}", "uses neither `messages` nor `instruction`"),
+        ("{{ instruction.__class__.__mro__ }}", "correct the file"),
+        ("{{ instruction }} {{ nothing }}", "'nothing' is undefined"),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", "no special token ends an answer"),
+        (None, "No such file or directory; pass a jinja file"),
+    ],
+)
+def test_a_file_that_is_no_template_is_refused(tmp_path, text, said):
+    path = tmp_path / "mine.jinja"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ValueError, match=rf"^--prompt-template {path}: ") as error:
+        prompt_template(str(path), make_tokenizer())
+    assert said in str(error.value)
+
+
+def test_a_tokenizer_without_a_chat_template_is_answered_with_what_to_do():
+    with pytest.raises(ValueError, match=r"^--prompt-template chat: .* has no chat template; pass one as FILE.jinja"):
+        prompt_template("chat", make_tokenizer())
+
+
+def test_another_template_is_another_cache_and_another_evaluation(tmp_path, args):
+    path = write(tmp_path / "train.jsonl", {"messages": chat("a", "b", "c", "d")})
+    load_instruction_data(path, KINDS["qwen"].tokenizer(), args)
+    load_instruction_data(path, KINDS["qwen"].tokenizer(), replace(args, train_on="last"))
+    other = KINDS["qwen"].tokenizer()
+    other.chat_template = other.chat_template.replace("You help", "You teach")
+    load_instruction_data(path, other, args)
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+    identities = {prompt_template("chat", each).identity for each in (KINDS["qwen"].tokenizer(), other)}
+    assert len(identities) == 2
+
+
+SMOLLM2 = Path(__file__).parents[2] / "model_hub/smollm2/SmolLM2-135M-Instruct"
+
+
+@pytest.mark.skipif(not SMOLLM2.is_dir(), reason="SmolLM2 is not here")
+def test_a_published_tokenizer():
+    tokenizer = AutoTokenizer.from_pretrained(SMOLLM2)
+    messages = chat("Say red.", "Red.", "And blue?", "Blue.", system="Be short.")
+    example = example_of(tokenizer, messages)
+    assert whole(example) == tokenizer.apply_chat_template(messages)["input_ids"]
+    assert learnt(example) == slow_mask(tokenizer, messages, "<|im_end|>")
