@@ -25,6 +25,7 @@ class Replies:
         """Raises WriteError."""
         self.path, self.judge = path, judge
         self._of: dict[str, list[dict]] = {key: [] for key in keys}
+        self.calls, self.tokens = 0, 0  # the latter None if those of a reply are unknown
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         complete = text[: text.rfind("\n") + 1]
         if complete != text:  # cut off by a kill
@@ -32,7 +33,7 @@ class Replies:
         for line in complete.splitlines():
             record = json.loads(line)
             if record["key"] in self._of:
-                self._of[record["key"]].append(record)
+                self._count(record)
 
     def add(self, key: str, question: Question, reply: Reply) -> None:
         """On the disk when this returns. Raises WriteError."""
@@ -52,7 +53,7 @@ class Replies:
             file.write(json.dumps(record) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self._of[key].append(record)
+        self._count(record)
 
     def verdict(self, key: str) -> Verdict | None:
         return self._of[key][-1]["verdict"] if self._of[key] else None
@@ -61,12 +62,7 @@ class Replies:
         """The question has no verdict yet, and may be asked (again)."""
         return self.verdict(key) is None and len(self._of[key]) < MOST_REPLIES
 
-    @property
-    def calls(self) -> int:
-        return sum(map(len, self._of.values()))
-
-    @property
-    def tokens(self) -> int | None:
-        """None if a reply's are unknown."""
-        counts = [record["tokens"] for records in self._of.values() for record in records]
-        return None if None in counts else sum(counts)
+    def _count(self, record: dict) -> None:
+        self._of[record["key"]].append(record)
+        self.calls += 1
+        self.tokens = None if None in (self.tokens, record["tokens"]) else self.tokens + record["tokens"]
