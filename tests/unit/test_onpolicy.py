@@ -30,6 +30,7 @@ from tiny import llama
 from training.kind_metrics import KindMetrics
 from training.rank_batches import RankBatches
 from training.sources import AdaptiveRows, DataRows, LoadedStep, MixedRows, PairRows, coin
+from training.writers import TrackerWriter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -446,6 +447,11 @@ def test_metrics_by_kind(monkeypatch):
         **{"generation_s": 1.5, "generated_tokens": 4, "response_mean": 2.0, "cut_share": 0.5},
     }
     assert metrics.record()["generated_tokens"] == 0
+    sent = []
+    TrackerWriter(SimpleNamespace(log=lambda *record: sent.append(record)), "train").write(
+        {"step": 3, "rows_kind": "data", "loss": 1.5}
+    )
+    assert sent == [({"train/loss": 1.5}, 3)], "trackers take numbers"
 
 
 # --- preflight -------------------------------------------------------------------------------------------------------
