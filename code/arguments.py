@@ -347,7 +347,9 @@ class OnPolicyArguments(Group):
     init_threshold: float = option(
         0.0, "adaptive: share of sampled and replayed steps at first.", at_least=0, at_most=1
     )
-    loss_eps: float = option(0.1, "adaptive: rise of the dev NLL that adds 0.1 to that share.", at_least=0)
+    loss_eps: float = option(
+        0.1, "adaptive: rise of the dev NLL that adds 0.1 to that share; below 0: so does a smaller fall."
+    )
     capacity: int = option(1000, "adaptive: sampled rows of all ranks that are kept for replay.", at_least=1)
     replay_ratio: Literal["decreasing", "constant", "increasing"] = option(
         "decreasing",

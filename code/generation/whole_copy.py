@@ -44,11 +44,12 @@ def _empty_copy(model: PreTrainedModel | PeftModel, device: torch.device) -> Pre
     adapted = isinstance(model, PeftModel)
     base = model.get_base_model() if adapted else model
     config = copy.deepcopy(base.config)
-    with device, no_init_weights():
+    # An adapter is initialised at random: a run that is resumed makes the copy once more than one that is not.
+    with device, no_init_weights(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         made = type(base)._from_config(config, dtype=model.dtype)
-    made.tie_weights()
-    if adapted:
-        made = get_peft_model(made, copy.deepcopy(model.active_peft_config), autocast_adapter_dtype=False)
+        if adapted:
+            made = get_peft_model(made, copy.deepcopy(model.active_peft_config), autocast_adapter_dtype=False)
+    (made.get_base_model() if adapted else made).tie_weights()
     for name, buffer in model.named_buffers():  # in their own dtypes, which the engine may have changed
         module, _, own_name = name.rpartition(".")
         made.get_submodule(module)._buffers[own_name] = buffer.detach().clone()

@@ -16,12 +16,12 @@ OBJECTIVES = {
     ),
     "sft": ("--kd-objective", "cross_entropy"),
 }
-# Rows that the student samples. At this rate the dev loss rises, so that it moves the threshold.
+# Rows that the student samples; each evaluation moves the threshold.
 ON_POLICY = {
     "mixed": ("--kd-objective", "todi", "--gkd", "--gen-max-new-tokens", "6"),
     "adaptive": (
-        *("--kd-objective", "adakd+todi", "--distillm", "--init-threshold", "0.6", "--loss-eps", "0"),
-        *("--capacity", "8", "--gen-max-new-tokens", "6", "--lr", "0.1"),
+        *("--kd-objective", "adakd+todi", "--distillm", "--init-threshold", "0.6", "--loss-eps", "-9"),
+        *("--capacity", "8", "--gen-max-new-tokens", "6"),
     ),
 }
 STUDENTS = {"full": (), "lora": ("--peft", "lora", "--peft-lora-dropout", "0.2")}

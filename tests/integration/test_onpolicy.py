@@ -6,17 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from arguments import KDArguments, ModelArguments, OnPolicyArguments, TeacherArguments
-from criterions import build_criterion
-from data_utils.batches import collate
-from data_utils.prompts import encode_prompts, prompt_template
-from distiller import Distiller
-from generation.sampler import StudentSampler
 from integration.launch import run_forks
 from integration.runs import arguments, differences, outcome, zero_config
-from models.loading import load_student, load_teacher, load_tokenizer
-from models.probes import split
-from teacher.states import LiveTeacher
 
 NEW_TOKENS = ("--gen-max-new-tokens", "6")
 # name -> ranks, ZeRO stage, student, flags
@@ -30,8 +21,8 @@ FEW_STEPS = ("--total-iters", "2", "--resume-interval", "0", "--probe-rows", "0"
 # name -> ranks, ZeRO stage, student, faults
 KILL = "SIGKILL"
 CUT = {
-    "1 rank": (1, 0, "lora", [{"update": 1}, {"step": 9, "signal": KILL}]),
-    "2 ranks": (2, 3, "full", [{"step": 3, "rank": 1, "signal": KILL}, {"update": 1, "rank": 1}]),
+    "1 rank": (1, 0, "full", [{"update": 1}, {"step": 9, "signal": KILL}]),
+    "2 ranks": (2, 3, "lora", [{"step": 3, "rank": 1, "signal": KILL}, {"update": 1, "rank": 1}]),
 }
 # name -> ranks, ZeRO stage, batch size, student; all sample the same rows in step 1.
 SAMPLING = {
@@ -40,13 +31,6 @@ SAMPLING = {
     "2 ranks": (2, 0, "2", "full"),
     "2 ranks, zero3": (2, 3, "2", "lora"),
 }
-
-# name -> share of sampled steps; the rest is equal.
-SHARES = {"off-policy": "0", "on-policy": "0.5"}
-LONGER = (
-    *("--num-epochs", "10", "--save-interval", "10", "--eval-interval", "10", "--resume-interval", "0"),
-    *("--probe-rows", "0", "--no-eval-at-start", "--log-interval", "60", "--kd-rate", "1"),
-)
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +55,6 @@ def results(tiny, rows, tmp_path_factory) -> tuple[Path, dict]:
         job(f"sampling, {name}", ranks, stage, student, "todi", flags, killed)
     bad = [{"fault": {"nan": [2], "in": "loss"}}]
     job("bad", 1, 0, "full", "todi", ("--gkd", "--lmbda", "1", "--total-iters", "3", *NEW_TOKENS), bad)
-    for name, share in SHARES.items():
-        job(name, 1, 0, "full", "todi", ("--gkd", "--lmbda", share, "--gen-max-new-tokens", "10", *LONGER))
     return folder, run_forks(folder, jobs)
 
 
@@ -94,7 +76,7 @@ def test_an_interrupted_run_ends_like_a_whole_one(results, name):
     records = [json.loads(line) for line in (folder / f"{name}.whole/metrics.jsonl").open()]
     assert all(sum(record[f"{kind}_steps"] for record in records) for kind in ("data", "student", "replay"))
     assert records[-1]["buffer_rows"] == 8 and any(record["buffer_age"] > 0 for record in records)
-    assert [record["gen_threshold"] for record in records][:: len(records) - 1] == [0.6, 0.7]
+    assert [record["gen_threshold"] for record in records][:: len(records) - 1] == pytest.approx([0.6, 0.7])
 
 
 def sampled_rows(folder: Path) -> dict[str, torch.Tensor]:
@@ -122,28 +104,3 @@ def test_a_bad_step_of_samples_is_kept_for_replay(results):
     examples = [example for micro_step in kept["micro_steps"] for example in micro_step["examples"]]
     assert len(examples) == 4 and {micro_step["rows_kind"] for micro_step in kept["micro_steps"]} == {"student"}
     assert all(0 < len(example["response_ids"]) <= 6 and example["hash"] in run["outputs"][0] for example in examples)
-
-
-def reverse_kl_on_own_answers(tiny: Path, run: Path, prompts: list[list[int]]) -> float:
-    """Per token of the trained student's samples."""
-    (checkpoint,) = run.glob("epoch*_loss*")
-    tokenizer = load_tokenizer(str(checkpoint))
-    student = split(load_student(ModelArguments(model_path=str(checkpoint)), torch.float32))
-    teacher = LiveTeacher(split(load_teacher(TeacherArguments(str(tiny / "teacher")), torch.float32)))
-    args = OnPolicyArguments(student_gen=True, gen_max_new_tokens=10, gen_tokens_per_batch=4096)
-    sampler = StudentSampler(student, tokenizer, args, seed=5, max_length=128, device=torch.device("cpu"))
-    batch = collate(sampler.sample(dict(enumerate(prompts)), step=1).rows, tokenizer.pad_token_id, 128, "padded")
-    distiller = Distiller(student, build_criterion("rkl", KDArguments(kd_rate=1.0)))
-    with torch.no_grad():
-        return distiller(batch=batch, teacher=teacher.states(batch)).kd.item() / len(batch.labels_N)
-
-
-def test_on_policy_data_lower_the_divergence_on_the_students_own_answers(results, tiny, rows):
-    """At equal steps, on the dev prompts, each answered several times."""
-    folder, _ = results
-    tokenizer = load_tokenizer(str(tiny / "student"))
-    lines = [json.loads(line) for line in (rows / "dev.jsonl").open()]
-    texts = [prompt_template("alpaca").render(line["instruction"], line["input"]) for line in lines]
-    prompts = [ids[-64:] for ids in encode_prompts(tokenizer, texts)] * 8
-    off, on = (reverse_kl_on_own_answers(tiny, folder / name, prompts) for name in SHARES)
-    assert on < 0.9 * off, (on, off)

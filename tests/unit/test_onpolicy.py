@@ -30,6 +30,7 @@ from tiny import llama
 from training.kind_metrics import KindMetrics
 from training.rank_batches import RankBatches
 from training.sources import AdaptiveRows, DataRows, LoadedStep, MixedRows, PairRows, coin
+from training.writers import TrackerWriter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -173,7 +174,9 @@ def test_the_whole_copy_samples_what_the_student_does(tiny, tokenizer):
         model = split(load_student(ModelArguments(model_path=str(tiny / "student_tied"), peft=peft), torch.float32))
         copied = StudentSampler(model, tokenizer, on_policy(), 10, 64, CPU, partitioned=True)
         for step in (1, 2):
+            before = torch.get_rng_state()
             assert copied.sample(PROMPTS, step).rows == sampler(model, tokenizer).sample(PROMPTS, step).rows
+            assert torch.equal(before, torch.get_rng_state()), "making the copy draws from the generator of training"
             with torch.no_grad():
                 for parameter in model.model.parameters():
                     if parameter.requires_grad:
@@ -391,6 +394,39 @@ def test_a_routed_teacher_is_the_live_one(tmp_path):
     assert sorted(tmp_path.rglob("*")) == files
 
 
+def reverse_kl_on_own_answers(alpha: float) -> float:
+    """Per token of a student's samples, after 60 steps on rows of few tokens, of which a share `alpha` is sampled."""
+    draw = np.random.default_rng(0)
+    train = Table(Example(*draw.integers(5, 15, (2, 7)).tolist()) for _ in range(32))
+    teacher = LiveTeacher(split(llama(61, hidden=24, layers=1, tied=False, seed=0, initializer_range=0.4).eval()))
+    student = split(llama(61, hidden=24, layers=1, tied=False, seed=1))
+    distiller = Distiller(student, build_criterion("rkl", KDArguments(kd_rate=1.0)))
+    plan = EpochPlan(train.lengths, train.responses, 8, 1, 1, 10)
+    args = on_policy(mixed_alpha=alpha, gen_max_new_tokens=8, gen_tokens_per_batch=4096)
+    made = StudentSampler(student, SimpleNamespace(eos_token_id=1, pad_token_id=0), args, 10, 64, CPU)
+    source, batches = MixedRows(train, plan, made, args), RankBatches(train, None, 0, 64, "padded", CPU)
+    optimizer = torch.optim.AdamW(distiller.parameters(), lr=1e-2)
+
+    def divergence(loaded: LoadedStep) -> torch.Tensor:
+        (batch,) = batches.of_loaded(loaded)
+        return distiller(batch=batch, teacher=teacher.states(batch)).loss / len(batch.labels_N)
+
+    planned = [step for epoch in range(15) for step in plan.steps(epoch)]
+    for number, (step, kind) in enumerate(zip(planned, source.kinds(planned, 1)), start=1):
+        optimizer.zero_grad()
+        divergence(source.draw(step, number, kind)).backward()
+        optimizer.step()
+    with torch.no_grad():
+        own = [source.draw(step, number, "student") for number, step in enumerate(plan.steps(99), start=1000)]
+        return float(np.mean([divergence(loaded).item() for loaded in own]))
+
+
+def test_on_policy_rows_lower_the_divergence_on_the_students_own_answers():
+    """At equal steps."""
+    off, on = reverse_kl_on_own_answers(0.0), reverse_kl_on_own_answers(0.5)
+    assert on < 0.85 * off, (on, off)
+
+
 # --- metrics ---------------------------------------------------------------------------------------------------------
 
 
@@ -411,6 +447,11 @@ def test_metrics_by_kind(monkeypatch):
         **{"generation_s": 1.5, "generated_tokens": 4, "response_mean": 2.0, "cut_share": 0.5},
     }
     assert metrics.record()["generated_tokens"] == 0
+    sent = []
+    TrackerWriter(SimpleNamespace(log=lambda *record: sent.append(record)), "train").write(
+        {"step": 3, "rows_kind": "data", "loss": 1.5}
+    )
+    assert sent == [({"train/loss": 1.5}, 3)], "trackers take numbers"
 
 
 # --- preflight -------------------------------------------------------------------------------------------------------
