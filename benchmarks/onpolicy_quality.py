@@ -50,15 +50,18 @@ ROWS, NEW_TOKENS, SAMPLING_SEED, TOKENS_PER_BATCH = "600", 64, 1, 4096
 SEED, TUNED_LR = 10, "0.002"  # of the fine-tuned start, and after it
 FLAGS = "--probe-rows", "0", "--no-eval-at-start"
 ANSWERS = str(OUT / "answers")
-# name -> variables of scripts/tiny/kd_student.sh
-METHODS: dict[str, dict[str, str]] = {
-    "todi": {"KD_OBJ": "todi"},
-    "todi-gkd": {"KD_OBJ": "todi", "ON_POLICY": "gkd"},
-    "todi-distillm": {"KD_OBJ": "todi", "ON_POLICY": "distillm", "EVAL_INTERVAL": "1"},
-    "todi-seqkd": {"KD_OBJ": "todi", "DATA_DIR": ANSWERS},
-    "js-gkd": {"KD_OBJ": "js", "ON_POLICY": "gkd"},
-    "srkl-distillm": {"KD_OBJ": "srkl", "ON_POLICY": "distillm", "EVAL_INTERVAL": "1"},
-    "sft-seqkd": {"KD_OBJ": "cross_entropy", "DATA_DIR": ANSWERS},
+# A dev NLL that always counts as risen: the share of sampled and replayed steps grows by 0.1 per epoch.
+RISING = "--loss-eps", "-100"
+# name -> variables of scripts/tiny/kd_student.sh, and flags
+METHODS: dict[str, tuple[dict[str, str], Sequence[str]]] = {
+    "todi": ({"KD_OBJ": "todi"}, ()),
+    "todi-gkd": ({"KD_OBJ": "todi", "ON_POLICY": "gkd"}, ()),
+    "todi-distillm": ({"KD_OBJ": "todi", "ON_POLICY": "distillm", "EVAL_INTERVAL": "1"}, ()),
+    "todi-distillm-rising": ({"KD_OBJ": "todi", "ON_POLICY": "distillm", "EVAL_INTERVAL": "1"}, RISING),
+    "todi-seqkd": ({"KD_OBJ": "todi", "DATA_DIR": ANSWERS}, ()),
+    "js-gkd": ({"KD_OBJ": "js", "ON_POLICY": "gkd"}, ()),
+    "srkl-distillm-rising": ({"KD_OBJ": "srkl", "ON_POLICY": "distillm", "EVAL_INTERVAL": "1"}, RISING),
+    "sft-seqkd": ({"KD_OBJ": "cross_entropy", "DATA_DIR": ANSWERS}, ()),
 }
 ENTRIES = {f"code/{entry.__name__}.py": entry.main for entry in (distillation, evaluate, generate)}
 SCORES = {"rougeL": "ROUGE-L", "dev_nll": "dev NLL", "rkl_own": "RKL, own prefixes", "rkl_data": "RKL, references"}
@@ -118,7 +121,8 @@ def student(method: str, seed: int, args: argparse.Namespace, start: dict[str, s
     run = OUT / f"{args.epochs}epochs{f'-after-{args.sft_epochs}' if start else ''}/{method}-seed{seed}"
     if not (run / "quality.json").is_file():
         of_run = variables(run, seed, args.epochs) | {"TEACHER_MODEL_PATH": str(teacher)}
-        run_script("scripts/tiny/kd_student.sh", *FLAGS, **of_run | start | METHODS[method])
+        of_method, flags = METHODS[method]
+        run_script("scripts/tiny/kd_student.sh", *FLAGS, *flags, **of_run | start | of_method)
         run_script("scripts/tiny/evaluate.sh", run, DATA_DIRS="data/sample")
         in_fork(write_quality, run, teacher)
     return json.loads((run / "quality.json").read_text())
