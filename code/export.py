@@ -20,6 +20,7 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
+from data_utils.prompts import prompt_template, record_template, recorded_template
 from exporting.checks import check_tokenizer, check_written, merged_model, round_weights
 from exporting.commands import serving_commands
 from exporting.gguf_file import check_gguf, write_gguf
@@ -31,6 +32,7 @@ from models.loading import check_checkpoint, load_checkpoint_tokenizer
 from reporting.evaluations import METRIC, read_evaluations, scored
 from runtime.atomic import new_folder
 from runtime.exit_codes import USER_ERROR_CODES, exit_on, naming_save_dir, run_entry
+from training.checkpoints import stop_at
 
 
 def main(argv: list[str]) -> None:
@@ -57,13 +59,19 @@ def export(args: ExportArguments, out: Path) -> None:
     tokenizer = load_checkpoint_tokenizer(base, peft, trust_remote_code=args.trust_remote_code, revision=revision)
     config = AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=args.trust_remote_code)
     pre_tokenizer = check_gguf("--gguf", config, tokenizer) if args.gguf else None
+    recorded = recorded_template(Path(checkpoint))
+    template = None if recorded is None else prompt_template(recorded, tokenizer)
 
     model = merged_model(base, peft, revision, args.trust_remote_code)
     round_weights(model, args.dtype, config)
+    if template is not None and template.takes_chats:
+        stop_at(model, tokenizer.eos_token_id)  # an adapter's base may stop elsewhere
     gguf = out / f"{out.name}.gguf" if args.gguf else None
     with new_folder(out) as part:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
+        if template is not None:
+            record_template(template, part)
         for note in make_portable(part):
             print(f"note: {note}")
         check_tokenizer(tokenizer, part)

@@ -18,14 +18,14 @@ from typing import Any
 
 from data_utils.manifest import MANIFEST, read_manifest, sha256
 from data_utils.prompts import PromptTemplate
-from data_utils.rows import CHATS, OTHER_NAMES, ROLES, Row, parse
-from data_utils.sources import Source, find_source
+from data_utils.rows import CHATS, FORMS, OTHER_NAMES, ROLES, Row, parse
+from data_utils.sources import DEV_NAMES, Source, find_source
 from runtime.atomic import remove, remove_unfinished, write_text
 from runtime.locks import Held, lock
 from runtime.log import report
 
 UNFINISHED, SETTINGS, LOCK = "unfinished", "settings.json", ".lock"
-COPIED = ("dev", "valid")  # splits that stay as they are unless they are answered
+COPIED = (*DEV_NAMES, "valid")  # splits that stay as they are unless they are answered
 OUTPUT_NAMES = ["output", *(other for name, other in OTHER_NAMES if name == "output")]
 QUESTIONS = [other for other, role in ROLES.items() if role != "assistant"]
 LISTED = 1000  # empty answers named in the manifest
@@ -169,13 +169,13 @@ def _answered(split: Split, records: Sequence[tuple[int, dict]]) -> tuple[list[s
     """The lines of the answered file, and what it has."""
     lines, empty = [], []
     for seed, record in records:
+        row = split.rows[record["row"]]
         # The limit may have cut a character.
         text = (record["text"].rstrip("\N{REPLACEMENT CHARACTER}") if record["cut"] else record["text"]).strip()
         if text:
-            lines.append(json.dumps(_with_output(split.objects[record["row"]], text, record["cut"])) + "\n")
+            lines.append(json.dumps(_with_output(split.objects[record["row"]], row.form, text, record["cut"])) + "\n")
         else:
-            place = split.rows[record["row"]].place
-            empty.append({"place": place.rpartition("/")[2], "seed": seed})
+            empty.append({"place": row.place.rpartition("/")[2], "seed": seed})
     return lines, {
         "prompts": len(split.rows),
         "answers": len(lines),
@@ -186,13 +186,14 @@ def _answered(split: Split, records: Sequence[tuple[int, dict]]) -> tuple[list[s
     }
 
 
-def _with_output(row: dict, text: str, cut: bool) -> dict:
-    """The row with this output, in the field where it has one; of a chat, as its last turn. cut: no EOS follows it."""
+def _with_output(row: dict, form: int, text: str, cut: bool) -> dict:
+    """The row with this output, in the field where it has one; of a chat, as its last turn.
+
+    form: as `Row.form`: a chat may have an output field that training does not read. cut: no EOS follows the output.
+    """
     kept = {field: value for field, value in row.items() if field != "cut"} | ({"cut": True} if cut else {})
-    name = next((name for name in OUTPUT_NAMES if name in row), None)
-    if name is not None:
-        return kept | {name: text}
-    name = next(name for name in CHATS if row.get(name))
+    if (name := FORMS[form]) not in CHATS:
+        return kept | {next(name for name in OUTPUT_NAMES if name in row): text}
     turns = list(row[name])
     while turns[-1].get("role", turns[-1].get("from")) in QUESTIONS:
         turns.pop()  # after the last answer, as in training

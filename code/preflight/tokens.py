@@ -1,5 +1,6 @@
 """Whether teacher and student read and end texts alike: vocabularies, special tokens, chat templates."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -72,7 +73,7 @@ def _compare(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, rep
 
 
 def _compare_chats(template: ChatTemplate, theirs: PreTrainedTokenizerBase, teacher_path: str, report: Report) -> None:
-    """Both models read the student's text, whose answers end as its template says."""
+    """Both models read the student's text. The teacher's EOS becomes what its own template ends an answer with."""
     if theirs.chat_template != template.source:
         other = "has another chat template" if theirs.chat_template else "has no chat template"
         report.warn(
@@ -80,7 +81,9 @@ def _compare_chats(template: ChatTemplate, theirs: PreTrainedTokenizerBase, teac
             "teacher was not trained on: fine-tune it on this data first (--criterion cross_entropy), or pass the "
             f"teacher's template as a file, such as {Path(teacher_path) / 'chat_template.jinja'}"
         )
-    theirs.eos_token_id = template.end_of_turn
+    if theirs.chat_template:
+        with suppress(ValueError):  # one that ends no answer
+            theirs.eos_token_id = ChatTemplate(theirs).end_of_turn
 
 
 def _check_ends(flag: str, tokenizer: PreTrainedTokenizerBase, model: ModelFacts, report: Report) -> None:

@@ -141,8 +141,9 @@ class PairRows(MixedRows):
         rows = [*student.rows, *(self._train[i] for i in indices)]
         place = {i: len(student.rows) + n for n, i in enumerate(indices)}
         data = tuple(tuple(tuple(place[i] for i in rank) for rank in ranks) for ranks in planned.examples)
-        both = Step(student.step.examples + data, student.step.tokens + planned.tokens)
-        return LoadedStep(both, rows, student.kinds + ("data",) * len(data), student.sampled)
+        # Data first: --diagnose-every looks at the first micro-step, with the objective of data.
+        both = Step(data + student.step.examples, planned.tokens + student.step.tokens)
+        return LoadedStep(both, rows, ("data",) * len(data) + student.kinds, student.sampled)
 
 
 class AdaptiveRows(MixedRows):

@@ -13,11 +13,12 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from tests.tiny import llama, make_tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 import export
 import exporting.hub
 import models.loading
+from data_utils.prompts import prompt_template, record_template, recorded_template
 from exporting.gguf_file import check_gguf
 from exporting.portable import make_portable
 from models.card import CARD, SetScore, model_card, origin
@@ -104,6 +105,18 @@ def test_exported_adapters_give_the_trained_logits_without_peft(tiny, run, tmp_p
     subprocess.run(command, check=True, env=environment, cwd=tmp_path, timeout=600)
     for name, logits in expected.items():
         torch.testing.assert_close(torch.load(tmp_path / f"{name}.pt"), logits, atol=1e-5, rtol=0)
+
+
+def test_an_exported_chat_adapter_stops_at_the_end_of_a_turn(run, tmp_path):
+    """The adapter's tokenizer knows the end of a turn, the generation config of its base does not."""
+    tokenizer = AutoTokenizer.from_pretrained(run / CHECKPOINT)
+    tokenizer.chat_template = "{% for turn in messages %}{{ turn.role }}: {{ turn.content }}<pad>{% endfor %}"
+    tokenizer.save_pretrained(run / CHECKPOINT)
+    record_template(prompt_template("chat", tokenizer), run / CHECKPOINT)
+    out = export_run(run, tmp_path / "out")
+    ends = GenerationConfig.from_pretrained(out).eos_token_id
+    assert tokenizer.eos_token == "<pad>" and tokenizer.eos_token_id in (ends if isinstance(ends, list) else [ends])
+    assert recorded_template(out) == "chat", "so that an evaluation of the export asks as training did"
 
 
 def test_half_precision_is_what_was_asked_for(run, tmp_path, capsys):

@@ -334,15 +334,19 @@ def test_chats_get_another_last_answer(teacher, tmp_path):
     conversations = [{"from": "human", "value": "three"}, {"from": "gpt", "value": "3"}]
     folder, out = tmp_path / "chats", tmp_path / "out"
     folder.mkdir()
-    (folder / "train.json").write_text(json.dumps([{"messages": messages}, {"conversations": conversations}]))
+    chats = [{"messages": messages}, {"conversations": conversations, "response": "not read"}]
+    (folder / "train.json").write_text(json.dumps(chats))
     (folder / "valid.csv").write_text("instruction,output\nfour,4\n")
+    (folder / "validation.jsonl").write_text('{"instruction": "five", "output": "5"}\n')
     generate.main(
         [*f"--model-path {chatty} --data-dir {folder} --save-dir {out} --prompt-template chat".split(), *LENGTHS]
     )
     first, second = read(out / "train.jsonl")
     assert first["messages"][:3] == messages[:3] and len(first["messages"]) == 4
     assert second["conversations"][0] == conversations[0] and second["conversations"][1]["value"] != "3"
+    assert second["response"] == "not read"
     assert read(out / "valid.jsonl") == [{"instruction": "four", "output": "4"}]
+    assert read(out / "validation.jsonl") == [{"instruction": "five", "output": "5"}], "dev rows by the hub's name"
     tokenizer = AutoTokenizer.from_pretrained(chatty)
     args = DataArguments(data_dir=str(out), prompt_template="chat", processed_data_dir=str(tmp_path / "ids"))
     table = load_instruction_data(out / "train.jsonl", tokenizer, args)

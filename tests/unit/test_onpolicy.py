@@ -1,5 +1,6 @@
 """Sampled rows: labels and EOS, draws by (seed, step, row), schedules, budgets, loss, and what stays as it was."""
 
+import shutil
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
@@ -364,16 +365,16 @@ def test_a_pair_step_has_both_answers_to_each_prompt():
     source = PairRows(TRAIN, plan, Echo(), on_policy(gen_schedule="pair"))
     planned = plan.steps(1)[1]
     loaded = source.draw(planned, 2, *source.kinds([planned], 2))
-    assert loaded.kind == "pair" and loaded.kinds == ("student", "student", "data", "data")
-    assert loaded.step.tokens[2:] == planned.tokens
-    for examples, of_plan in zip(loaded.step.examples[2:], planned.examples):
+    assert loaded.kind == "pair" and loaded.kinds == ("data", "data", "student", "student")
+    assert loaded.step.tokens[:2] == planned.tokens
+    for examples, of_plan in zip(loaded.step.examples[:2], planned.examples):
         assert [[loaded.rows[i] for i in rank] for rank in examples] == [[TRAIN[i] for i in rank] for rank in of_plan]
     prompts = lambda micro_steps: sorted(  # noqa: E731
         tuple(loaded.rows[i].prompt_ids) for ranks in micro_steps for rank in ranks for i in rank
     )
     assert prompts(loaded.step.examples[:2]) == prompts(loaded.step.examples[2:])
     batches = RankBatches(TRAIN, None, 0, 64, "packed", CPU).of_loaded(loaded)
-    assert [batch.supervised for batch in batches] == [False, False, True, True]
+    assert [batch.supervised for batch in batches] == [True, True, False, False]
 
 
 def test_a_routed_teacher_is_the_live_one(tmp_path):
@@ -495,6 +496,18 @@ def test_another_eos_is_an_error_with_sampled_rows(tiny, rows, tmp_path):
     assert any("answers end with" in warning for warning in described(tiny, rows, teacher=teacher).report.warnings)
     (error,) = described(tiny, rows, "--gkd", teacher=teacher).report.errors
     assert error.startswith("--student-gen: answers end with '<eos>' (1) for the student and with 'a'")
+
+
+def test_a_teacher_that_ends_no_turn_is_refused_for_chats_with_sampled_rows(tiny, rows, tmp_path):
+    """The student's EOS is what ends a turn in its template; a teacher that knows none goes on."""
+    template, teacher = tmp_path / "turns.jinja", tmp_path / "teacher"
+    template.write_text("{% for turn in messages %}{{ turn.role }}: {{ turn.content }}<pad>{% endfor %}")
+    shutil.copytree(tiny / "teacher", teacher)
+    flags = ["--gkd", "--prompt-template", str(template)]
+    (error,) = described(tiny, rows, *flags, teacher=teacher).report.errors
+    assert error.startswith("--student-gen: answers end with '<pad>' (0) for the student and with '<eos>'")
+    shutil.copy(template, teacher / "chat_template.jinja")
+    assert described(tiny, rows, *flags, teacher=teacher).report.errors == []
 
 
 def report_of(tiny, rows, monkeypatch, ranks, *flags) -> str:
