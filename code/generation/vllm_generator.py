@@ -55,7 +55,7 @@ class VllmGenerator:
 
         eos, settings = self.tokenizer.eos_token_id, self._sampling()
         engine = engine_of(self.model, max(map(len, prompts)) + settings["max_tokens"])
-        requests = [{"prompt_token_ids": list(ids)} for ids in prompts]
+        requests = [{"prompt_token_ids": list(map(int, ids))} for ids in prompts]
         answers = {}
         for seed in seeds:
             params = [SamplingParams(seed=row_seed(seed, row), **settings) for row in rows or range(len(prompts))]

@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from yaml import YAMLError
 
 from arguments import KDArguments
@@ -120,7 +122,11 @@ def _front_matter(path: object) -> dict:
 
 
 def _is_hub_id(path: str) -> bool:
-    return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path) is not None and not path.startswith(("outputs/", "model_hub/"))
+    try:
+        validate_repo_id(path)
+    except HFValidationError:
+        return False
+    return not path.startswith(("outputs/", "model_hub/"))
 
 
 def _before(folder: Path) -> str | None:

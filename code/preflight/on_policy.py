@@ -46,7 +46,10 @@ def describe_rows(
     teacher: ModelFacts | None,
     report: Report,
 ) -> None:
-    """Share of sampled steps, and what such a step costs. Raises ValueError if --capacity is below a step's rows."""
+    """Share of sampled steps, and what such a step costs.
+
+    Raises ValueError if --capacity is below a step's rows, or if an answer may need more positions than there are.
+    """
     args, ranks = config.on_policy, plan.world_size
     rows, answer = -(-len(train) // len(plan)), args.gen_max_new_tokens
     if args.schedule == "adaptive" and args.capacity < rows:
@@ -63,7 +66,10 @@ def describe_rows(
     report.fact("rows", shares[args.schedule])
     if not args.samples:
         return
-    longest = int((train.lengths - train.responses).max()) + answer
+    # Of a chat, what is not learnt is more than the prompt.
+    longest = min(int((train.lengths - train.responses).max()), config.data.max_prompt_length) + answer
+    if student is not None:
+        _check_positions(student, longest, answer)
     groups = -(-rows // max(1, args.gen_tokens_per_batch // longest))
     text = (
         f"a sampled step: {rows:,} answers of at most {answer:,} tokens, in at most {groups:,} groups of "
@@ -84,6 +90,16 @@ def describe_rows(
         )
     if config.teacher.teacher_cache is not None:
         report.fact("", "sampled rows are not in --teacher-cache: the whole teacher stays in memory beside it")
+
+
+def _check_positions(student: ModelFacts, longest: int, answer: int) -> None:
+    """longest: prompt and answer while it is sampled, before it is cut to --max-length."""
+    positions = getattr(student.text_config, "max_position_embeddings", None)
+    if positions is not None and longest > positions:
+        raise ValueError(
+            f"--gen-max-new-tokens {answer}: with its prompt an answer may have {longest:,} tokens, and {student.path} "
+            f"has {positions:,} positions; lower it"
+        )
 
 
 def sampling_bytes(config: TrainConfig, settings: DeepSpeedSettings, student: ModelFacts) -> dict[str, int]:

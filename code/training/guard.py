@@ -99,5 +99,5 @@ def _hash(example: Example) -> str:
 
 
 def _record(index: int, example: Example) -> dict:
-    prompt_ids, response_ids = (list(map(int, ids)) for ids in (example.prompt_ids, example.response_ids))
-    return {"index": index, "hash": _hash(example), "prompt_ids": prompt_ids, "response_ids": response_ids}
+    ids = {name: list(map(int, getattr(example, name))) for name in ("prompt_ids", "response_ids", "spans")}
+    return {"index": index, "hash": _hash(example), **ids}

@@ -281,7 +281,7 @@ def test_every_checkpoint_carries_its_card(tiny, tmp_path, monkeypatch):
     assert front_matter(card)["library_name"] == "peft" and front_matter(card)["base_model_relation"] == "adapter"
 
 
-@pytest.mark.parametrize("path", ["/gone/model", "outputs/gone", "a/b/c", "./x"])
+@pytest.mark.parametrize("path", ["/gone/model", "outputs/gone", "a/b/c", "./x", "runs/lr--1e-4", "a/x.git"])
 def test_a_folder_that_is_gone_is_no_hub_id(path):
     assert origin(path).hub_id is None and origin("org/name").hub_id == "org/name"
     assert "base_model:" not in model_card("x", {"model_path": path})

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
@@ -344,6 +345,7 @@ class StubLLM:
 
     def generate(self, prompts, sampling_params):
         self.calls.append((prompts, sampling_params))
+        assert {type(i) for prompt in prompts for i in prompt["prompt_token_ids"]} == {int}, "it encodes no other"
         return [SimpleNamespace(outputs=[self._answer(*pair)]) for pair in zip(prompts, sampling_params)]
 
     def apply_model(self, function):
@@ -373,7 +375,8 @@ def vllm(monkeypatch):
 def test_vllm_by_a_stub(tiny, vllm):
     model, tokenizer = load_checkpoint(str(tiny / "student"))
     flags = {"generator": "vllm", "do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 4}
-    answers = generate(model, tokenizer, [[5, 6, 7], [8]], seeds=(1, 2), new_tokens=3, **flags)
+    prompts = [np.array([5, 6, 7], dtype=np.int32), [8]]  # a data set has arrays
+    answers = generate(model, tokenizer, prompts, seeds=(1, 2), new_tokens=3, **flags)
     eos = tokenizer.eos_token_id
     assert [answers[seed][0] for seed in (1, 2)] == [[7, 6, 5]] * 2, "cut without EOS"
     assert all(answers[seed][1][0] == 8 and answers[seed][1][-1] == eos for seed in (1, 2))

@@ -1,9 +1,11 @@
 """Sampled rows: labels and EOS, draws by (seed, step, row), schedules, budgets, loss, and what stays as it was."""
 
+import json
 import shutil
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from arguments import KDArguments, ModelArguments, OnPolicyArguments, parse_trai
 from criterions import StepTokens, build_criterion
 from criterions.pair import Pair
 from data_utils.batches import Example, collate
-from data_utils.epoch_plan import EpochPlan
+from data_utils.epoch_plan import EpochPlan, Step
 from data_utils.replay import ReplayBuffer
 from distiller import Distiller
 from generation import dropping, vllm_generator
@@ -28,6 +30,7 @@ from preflight.defaults import with_rows
 from teacher.cache import TeacherCache
 from teacher.states import LiveTeacher, RoutedTeacher
 from tiny import llama
+from training.guard import StepGuard
 from training.kind_metrics import KindMetrics
 from training.rank_batches import RankBatches
 from training.sources import AdaptiveRows, DataRows, LoadedStep, MixedRows, PairRows, coin
@@ -455,6 +458,16 @@ def test_metrics_by_kind(monkeypatch):
     assert sent == [({"train/loss": 1.5}, 3)], "trackers take numbers"
 
 
+def test_a_bad_row_is_kept_with_what_is_learnt_of_it(tmp_path):
+    """Else another key, and other labels, would be replayed."""
+    row = Example([5, 6], [7, 1, 8, 9, 1], [0, 2, 4, 5])
+    loaded = LoadedStep(Step((((0,),),), ((3,),)), [row], ("data",))
+    StepGuard(None, tmp_path, 1, None)._keep(tmp_path / "kept.json", 1, loaded, torch.tensor([float("nan")]))
+    (kept,) = json.loads((tmp_path / "kept.json").read_text())["micro_steps"][0]["examples"]
+    again = Example(kept["prompt_ids"], kept["response_ids"], kept["spans"])
+    assert again.key == row.key and again.key.hex().startswith(kept["hash"])
+
+
 # --- preflight -------------------------------------------------------------------------------------------------------
 
 
@@ -518,7 +531,8 @@ def report_of(tiny, rows, monkeypatch, ranks, *flags) -> str:
 
 
 class Sized(Table):
-    cut_prompts = cut_responses = 0
+    cut_prompts = cut_responses = cut_chats = 0
+    forms: ClassVar = {}
 
 
 def test_the_report_counts_what_sampling_costs(tiny, rows, monkeypatch):
@@ -533,6 +547,8 @@ def test_the_report_counts_what_sampling_costs(tiny, rows, monkeypatch):
     assert "make 1 groups at --gen-tokens-per-batch 2,048, and there are 4 ranks" in text
     text = report_of(tiny, rows, monkeypatch, 1, "--distillm", "--batch-size", "8", "--capacity", "7")
     assert "error: --capacity 7: a step takes 8 rows" in text
+    text = report_of(tiny, rows, monkeypatch, 1, "--gkd", "--gen-max-new-tokens", "510")
+    assert "error: --gen-max-new-tokens 510: with its prompt an answer may have 517 tokens" in text, "positions: 512"
 
 
 def test_shorthands_are_spelt_out_and_named():
