@@ -10,7 +10,7 @@ would change a run if they were ignored, and any other unknown flag, are refused
 
 import ast
 from collections.abc import Iterator, Sequence
-from dataclasses import Field, asdict, dataclass, fields, make_dataclass
+from dataclasses import Field, asdict, dataclass, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -33,6 +33,9 @@ class ModelArguments(Group):
     peft_lora_target_modules: str | None = option(
         None, "Comma-separated module names; default: PEFT's choice for the architecture."
     )
+    model_bits: Literal["4", "8"] | None = option(
+        None, "Hold the frozen base of an adapter in 4 or 8 bits (QLoRA); needs bitsandbytes and a GPU."
+    )
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward.")
     attn_implementation: str | None = option(
         None, "sdpa, eager, flash_attention_2, ...; default: what Transformers chooses."
@@ -45,6 +48,12 @@ class ModelArguments(Group):
             value = getattr(self, field_.name)
             if field_.name.startswith("peft_") and value != field_.default:
                 require(self.peft == "lora", field_.name, value, "add --peft lora, or all weights are trained")
+        require(
+            self.model_bits is None or self.peft == "lora",
+            "model_bits",
+            self.model_bits,
+            "quantised weights cannot be trained; add --peft lora",
+        )
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,9 @@ class TeacherArguments(Group):
     )
     teacher_dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = option(
         None, "Of the teacher's weights; default: as the student's; auto: as stored."
+    )
+    teacher_bits: Literal["4", "8"] | None = option(
+        None, "Hold the teacher in 4 or 8 bits; needs bitsandbytes and a GPU."
     )
     teacher_cache: str | None = option(
         None, "Folder of the teacher's hidden states: written by the first run, read by later ones."
@@ -164,16 +176,23 @@ class KDArguments(HyperParameters):
 
 @dataclass(frozen=True)
 class DataArguments(Group):
-    """Instruction data: `train.jsonl`, `dev.jsonl` and `valid.jsonl` in one folder."""
+    """Instruction data and chats: a folder with train and dev files, one file, or a data set of the hub."""
 
-    data_dir: str = option(help="Folder of the jsonl files.")
+    data_dir: str = option(
+        help="Folder with train (and dev) as jsonl, json, csv or parquet; or one such file; or ORG/NAME on the hub."
+    )
+    data_split: str = option("train", "Split to train on, of a data set of the hub.")
+    data_revision: str | None = option(None, "Commit, tag or branch of a data set of the hub.")
     train_num: int = option(-1, "Use the first rows only; -1: all.", at_least=1, also={-1: "for all of them"})
     dev_num: int = option(-1, "Use the first dev rows only; -1: all.", at_least=1, also={-1: "for all of them"})
     max_length: int = option(512, "Tokens of prompt and response together.")
     max_prompt_length: int = option(256, "Longer prompts are cut in the middle.", at_least=32)
     prompt_template: str = option(
-        "alpaca", "For rows without a prompt: alpaca, none (as they are), or one of your own."
+        "alpaca",
+        "For rows without a prompt: alpaca, chat (the tokenizer's own), none (as they are), a FILE.jinja over "
+        "instruction and input or over messages, or one of your own.",
     )
+    train_on: Literal["all", "last"] = option("all", "Of a chat: all answers are learnt, or the last one.")
     packing: bool = option(True, "Place several examples in one row; off, or for models that cannot: padding.")
     data_process_workers: int = option(
         -1, "Tokenisation processes; -1: one per core.", at_least=1, also={-1: "for one per core"}
@@ -318,6 +337,92 @@ class GenerationArguments(Group):
             require(able, name, value, f"--generator {self.generator} cannot do that; use dropping")
 
 
+SHORTHANDS = {"gkd": "mixed", "distillm": "adaptive", "distillm2": "pair"}  # and their --gen-schedule
+READ_BY = {  # a single --gen-schedule
+    "mixed_alpha": "mixed",
+    **dict.fromkeys(("init_threshold", "loss_eps", "capacity", "replay_ratio"), "adaptive"),
+    **dict.fromkeys(("student_kd_objective", "pair_weight"), "pair"),
+}
+
+
+@dataclass(frozen=True)
+class OnPolicyArguments(Group):
+    """On-policy data: the student also learns on answers that it samples itself. See docs/onpolicy.md."""
+
+    student_gen: bool = option(False, "Some steps train on answers that the student samples to the step's prompts.")
+    gen_schedule: Literal["mixed", "adaptive", "pair"] = option(
+        "mixed",
+        "Which steps: mixed: a fixed share (GKD); adaptive: a share that follows the dev loss, with replay (DistiLLM); "
+        "pair: all, beside the data (DistiLLM-2).",
+    )
+    gkd: bool = option(False, "Short for --student-gen --gen-schedule mixed.")
+    distillm: bool = option(False, "Short for --student-gen --gen-schedule adaptive.")
+    distillm2: bool = option(
+        False, "Short for --student-gen --gen-schedule pair, and --kd-objective sfkl unless another is given."
+    )
+    mixed_alpha: float = option(
+        0.5, "mixed: share of sampled steps.", aliases=["--gkd-alpha", "--lmbda"], at_least=0, at_most=1
+    )
+    init_threshold: float = option(
+        0.0, "adaptive: share of sampled and replayed steps at first.", at_least=0, at_most=1
+    )
+    loss_eps: float = option(
+        0.1, "adaptive: rise of the dev NLL that adds 0.1 to that share; below 0: so does a smaller fall."
+    )
+    capacity: int = option(1000, "adaptive: sampled rows of all ranks that are kept for replay.", at_least=1)
+    replay_ratio: Literal["decreasing", "constant", "increasing"] = option(
+        "decreasing",
+        "adaptive: course of fresh samples among these steps: from all to none, a half, or from none to all.",
+    )
+    student_kd_objective: str = option("srkl", "pair: the objective of sampled rows; --kd-objective is that of data.")
+    pair_weight: float = option(
+        1.0, "pair: weight of the sampled rows' objective; 2 less this is that of the data's.", above=0, below=2
+    )
+    gen_temperature: float = option(1.0, "Sampling temperature of training answers.", above=0)
+    gen_top_p: float = option(1.0, "Their nucleus mass; 1: everything.", above=0, at_most=1)
+    gen_top_k: int = option(0, "Most likely tokens to sample them from; 0: all.", at_least=0)
+    gen_max_new_tokens: int | None = option(
+        None, "Their longest; default: --max-length less --max-prompt-length.", at_least=1
+    )
+    gen_engine: Literal["dropping", "vllm"] = option("dropping", "What samples them; as --generator.")
+    gen_tokens_per_batch: int | None = option(
+        None,
+        "Prompts with longest answers that are sampled at once, in tokens; default: --eval-batch-size x --max-length.",
+        at_least=1,
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        given = {name: schedule for name, schedule in SHORTHANDS.items() if getattr(self, name)}
+        if len(given) > 1:
+            raise ValueError(f"{' '.join(f'--{name}' for name in given)}: they contradict each other; pass one of them")
+        for field_ in fields(self):
+            name, value = field_.name, getattr(self, field_.name)
+            if value == field_.default or name in ("student_gen", *SHORTHANDS):
+                continue
+            require(self.enabled, name, value, "add --student-gen, or all rows are data")
+            for shorthand, schedule in given.items():
+                same = name != "gen_schedule" or value == schedule
+                require(same, name, value, f"--{shorthand} means --gen-schedule {schedule}; drop one of the two")
+            reader = READ_BY.get(name, self.schedule)
+            require(reader == self.schedule, name, value, f"only --gen-schedule {reader} reads it; drop it")
+
+    @property
+    def enabled(self) -> bool:
+        return self.student_gen or any(getattr(self, name) for name in SHORTHANDS)
+
+    @property
+    def schedule(self) -> str | None:
+        """As --gen-schedule; None: all rows are data."""
+        given = [schedule for name, schedule in SHORTHANDS.items() if getattr(self, name)]
+        return next(iter(given), self.gen_schedule if self.student_gen else None)
+
+    @property
+    def samples(self) -> bool:
+        """Whether any step can train on sampled rows."""
+        return self.enabled and not (self.schedule == "mixed" and self.mixed_alpha == 0)
+
+
 @dataclass(frozen=True)
 class CheckpointArguments(Group):
     """What is evaluated."""
@@ -344,9 +449,9 @@ class EvaluateArguments(Group):
     """On what it is evaluated, and where the results go."""
 
     data_dir: list[str] | None = option(
-        None, "One or more folders with the split to answer; default: the run's own data."
+        None, "One or more folders with the split to answer, files, or sets of the hub; default: the run's own data."
     )
-    split: str = option("valid", "Evaluate <data-dir>/<split>.jsonl.")
+    split: str = option("valid", "Evaluate <data-dir>/<split>.jsonl (or json, csv, parquet).")
     seed: list[int] = option([10], "One pass of answers per seed.", aliases=["--seeds"])
     eval_batch_size: int = option(
         16,
@@ -366,7 +471,7 @@ class EvaluateArguments(Group):
         None, "Longer prompts are cut in the middle; default: as the run, else 256.", at_least=32
     )
     prompt_template: str | None = option(
-        None, "For rows without a prompt of their own; default: as the run, else alpaca."
+        None, "For rows without a prompt of their own; default: as the checkpoint was trained, else alpaca."
     )
     save_dir: str | None = option(
         None,
@@ -391,18 +496,88 @@ class EvaluateArguments(Group):
 
 
 @dataclass(frozen=True)
+class GenerateArguments(Group):
+    """Which prompts are answered, and where the answers go."""
+
+    data_dir: str = option(help="Folder of the jsonl files.")
+    save_dir: str = option(help="The data folder with the answers; new, or what an earlier start left.")
+    splits: list[str] = option(["train"], "Answer these; dev and valid are copied otherwise.")
+    seed: list[int] = option(
+        [10], "One answer to each prompt per seed; several seeds with --do-sample.", aliases=["--seeds"]
+    )
+    train_num: int = option(-1, "Use the first rows only; -1: all.", at_least=1, also={-1: "for all of them"})
+    prompts_per_save: int = option(512, "Prompts answered between two saves.", at_least=1)
+    eval_batch_size: int = option(
+        16,
+        "Prompts with answers of --max-length together that a batch has room for; of shorter ones, more.",
+        aliases=["--batch-size"],
+        at_least=1,
+    )
+    max_length: int | None = option(None, "Tokens of prompt and answer together; default: as the run, else 512.")
+    max_prompt_length: int | None = option(
+        None, "Longer prompts are cut in the middle; default: as the run, else 256.", at_least=32
+    )
+    prompt_template: str | None = option(
+        None, "For rows without a prompt of their own; default: as the run, else alpaca."
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("seed", "splits"):
+            values = getattr(self, name)
+            require(len(set(values)) == len(values), name, values, "name each once")
+
+
+@dataclass(frozen=True)
 class CompareArguments(Group):
     """What is compared, and by what."""
 
     run_or_ckpt: list[str] = option(help="Runs (their best checkpoints) or checkpoints, evaluated.", positional=True)
     teacher: str | None = option(None, "Run or checkpoint of the teacher: how much of the gap to it is closed.")
     metric: str = option("rougeL", "Compare by this score of the answers.")
+    results: str | None = option(
+        None, "Folder that the evaluations were written to with --save-dir; default: beside each checkpoint."
+    )
     save_dir: str | None = option(None, "Where comparison.json goes; default: outputs/tables/<names of the runs>.")
 
     def __post_init__(self):
         super().__post_init__()
         if len(self.run_or_ckpt) < 2:
             raise ValueError(f"RUN_OR_CKPT {self.run_or_ckpt[0]}: pass two or more to compare")
+
+
+@dataclass(frozen=True)
+class JudgeArguments(Group):
+    """What is judged, and what it may cost. The judge itself: JUDGE_URL, JUDGE_MODEL, JUDGE_API_KEY."""
+
+    run_or_ckpt: list[str] = option(
+        help="Two runs (their best checkpoints) or checkpoints, evaluated.", positional=True
+    )
+    results: str | None = option(
+        None, "Folder that the evaluations were written to with --save-dir; default: beside each checkpoint."
+    )
+    seed: list[int] | None = option(
+        None, "Judge the answers of these seeds; default: all that both runs have.", aliases=["--seeds"]
+    )
+    eval_num: int = option(
+        -1, "Judge the first rows of each set only; -1: all.", at_least=1, also={-1: "for all of them"}
+    )
+    max_calls: int | None = option(
+        None, "Stop after this many replies, those of earlier starts included; 0: only count the questions.", at_least=0
+    )
+    max_total_tokens: int | None = option(
+        None, "The same for the tokens of prompts and replies; calls that are running may exceed it.", at_least=0
+    )
+    parallel: int = option(4, "Calls at the same time.", at_least=1)
+    judge_options: str = option(
+        "{}", "JSON object of fields to add to each request or to change; null removes one (docs/evaluation.md)."
+    )
+    save_dir: str | None = option(None, "Where the results go; default: outputs/tables/<names of the runs>.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if len(self.run_or_ckpt) != 2:
+            raise ValueError(f"RUN_OR_CKPT {' '.join(self.run_or_ckpt)}: pass two, whose answers the judge compares")
 
 
 @dataclass(frozen=True)
@@ -449,6 +624,21 @@ class MakeStudentArguments(Group):
         )
 
 
+@dataclass(frozen=True)
+class ExportArguments(Group):
+    """What leaves, and where to."""
+
+    model_path: str = option(help="Checkpoint or run (its best checkpoint), full or LoRA.")
+    save_dir: str = option(help="Folder of the exported model; it must not exist.")
+    peft_path: str | None = option(None, "A LoRA adapter for --model-path, or the run that trained it.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "Of the weights; auto: as the model that was trained was saved."
+    )
+    gguf: bool = option(False, "Also a GGUF file for llama.cpp (package gguf; Llama with byte-level BPE).")
+    push_to_hub: str | None = option(None, "Upload the folder to this private repository, ORG/NAME.")
+    trust_remote_code: bool = option(False, "Run code that comes with a model.")
+
+
 class TrainConfig(NamedTuple):
     """All groups of `code/distillation.py`, and the accepted flags that had no effect."""
 
@@ -458,6 +648,7 @@ class TrainConfig(NamedTuple):
     data: DataArguments
     train: TrainArguments
     generation: GenerationArguments
+    on_policy: OnPolicyArguments
     ignored_flags: tuple[str, ...]
 
     @property
@@ -475,10 +666,22 @@ class EvaluateConfig(NamedTuple):
     ignored_flags: tuple[str, ...]
 
 
+class GenerateConfig(NamedTuple):
+    """All groups of `code/generate.py`, and the accepted flags that had no effect."""
+
+    checkpoints: CheckpointArguments
+    generate: GenerateArguments
+    generation: GenerationArguments
+    ignored_flags: tuple[str, ...]
+
+
 def parse_train_arguments(argv: Sequence[str]) -> TrainConfig:
     """Flags of `code/distillation.py`. Raises ValueError with the flag, its value and the remedy."""
-    groups = (ModelArguments, TeacherArguments, KDArguments, DataArguments, TrainArguments, GenerationArguments)
-    return TrainConfig(*parse(argv, groups, "code/distillation.py"))
+    groups = ModelArguments, TeacherArguments, KDArguments, DataArguments, TrainArguments, GenerationArguments
+    config = TrainConfig(*parse(argv, (*groups, OnPolicyArguments), "code/distillation.py"))
+    if config.on_policy.distillm2 and config.kd.kd_objective is None:
+        config = config._replace(kd=replace(config.kd, kd_objective="sfkl"))
+    return config
 
 
 def parse_evaluate_arguments(argv: Sequence[str]) -> EvaluateConfig:
@@ -487,9 +690,31 @@ def parse_evaluate_arguments(argv: Sequence[str]) -> EvaluateConfig:
     return EvaluateConfig(*parse(argv, groups, "code/evaluate.py"))
 
 
+def parse_generate_arguments(argv: Sequence[str]) -> GenerateConfig:
+    """Flags of `code/generate.py`. Raises ValueError with the flag, its value and the remedy."""
+    config = GenerateConfig(
+        *parse(argv, (CheckpointArguments, GenerateArguments, GenerationArguments), "code/generate.py")
+    )
+    model, seed = config.checkpoints.model_path, config.generate.seed
+    require(len(model) == 1 and len(config.checkpoints.peft_path or [0]) == 1, "model_path", model, "pass one model")
+    require(
+        len(seed) == 1 or config.generation.do_sample,
+        "seed",
+        seed,
+        "without --do-sample every seed gives the same answers; add it, or pass one seed",
+    )
+    return config
+
+
 def parse_compare_arguments(argv: Sequence[str]) -> CompareArguments:
     """Arguments of `code/compare.py`. Raises ValueError with the flag, its value and the remedy."""
     args, _ = parse(argv, (CompareArguments,), "code/compare.py")
+    return args
+
+
+def parse_judge_arguments(argv: Sequence[str]) -> JudgeArguments:
+    """Arguments of `code/judge.py`. Raises ValueError with the flag, its value and the remedy."""
+    args, _ = parse(argv, (JudgeArguments,), "code/judge.py")
     return args
 
 
@@ -502,4 +727,10 @@ def parse_report_arguments(argv: Sequence[str]) -> ReportArguments:
 def parse_make_student_arguments(argv: Sequence[str]) -> MakeStudentArguments:
     """Flags of `code/make_student.py`. Raises ValueError with the flag, its value and the remedy."""
     args, _ = parse(argv, (MakeStudentArguments,), "code/make_student.py")
+    return args
+
+
+def parse_export_arguments(argv: Sequence[str]) -> ExportArguments:
+    """Flags of `code/export.py`. Raises ValueError with the flag, its value and the remedy."""
+    args, _ = parse(argv, (ExportArguments,), "code/export.py")
     return args

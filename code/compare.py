@@ -19,11 +19,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from evaluation.comparison import AVERAGE, LEVEL, RESAMPLES, Comparison, Pair, average, compare_runs
+from evaluation.comparison import AVERAGE, LEVEL, RESAMPLES, Pair, average, compare_runs, pair_lines
 from evaluation.defaults import tables_folder
 from evaluation.results import format_table
-from evaluation.stored import Comparable, read_comparable
-from models.folders import find_checkpoint, short_names
+from evaluation.stored import Comparable, named_runs, read_comparable
 from runtime.atomic import write_text
 from runtime.exit_codes import USER_ERROR_CODES, exit_on, naming_save_dir
 
@@ -31,11 +30,11 @@ from runtime.exit_codes import USER_ERROR_CODES, exit_on, naming_save_dir
 def main(argv: list[str]) -> None:
     with exit_on(USER_ERROR_CODES):
         args = parse_compare_arguments(argv)
-        runs, teacher = named_runs(args)
-        found = read_comparable(runs, args.metric)
+        runs, teacher = named_runs(args.run_or_ckpt, args.teacher)
+        found = read_comparable(runs, args.metric, args.results)
         students = {run: scores for run, scores in found.scores.items() if run != teacher}
         pairs = compare_runs(students, found.scores.get(teacher))
-        print("".join(f"{note}\n" for note in found.notes) + means(found, args.metric) + "\n" + text(pairs))
+        print("".join(f"{note}\n" for note in found.notes) + means(found, args.metric) + "\n" + pair_lines(pairs))
         folder = tables_folder(args.save_dir, list(students))
         with naming_save_dir(folder, "make room, or pass another folder"):
             folder.mkdir(parents=True, exist_ok=True)
@@ -43,17 +42,6 @@ def main(argv: list[str]) -> None:
                 folder / "comparison.json", json.dumps(record(args, runs, teacher, found, pairs), indent=2) + "\n"
             )
         print(f"\n{folder}/comparison.json")
-
-
-def named_runs(args: CompareArguments) -> tuple[dict[str, str], str | None]:
-    """The paths by short names, the teacher last, and the teacher's name. Raises ValueError."""
-    paths = [find_checkpoint("RUN_OR_CKPT", path) for path in args.run_or_ckpt]
-    if args.teacher is not None:
-        paths.append(find_checkpoint("--teacher", args.teacher))
-    names = short_names(paths)
-    if len(set(names)) < len(names):
-        raise ValueError(f"RUN_OR_CKPT {' '.join(paths)}: one is named twice; name each once, the teacher by --teacher")
-    return dict(zip(names, paths)), None if args.teacher is None else names[-1]
 
 
 def means(found: Comparable, metric: str) -> str:
@@ -64,24 +52,6 @@ def means(found: Comparable, metric: str) -> str:
         for run, scores in found.scores.items()
     ]
     return format_table([metric, *sets, AVERAGE], rows) + "\n"
-
-
-def text(pairs: Sequence[Pair]) -> str:
-    """A line per pair: on the average and, of several sets, on each."""
-    width = max(len(f"{pair.run} - {pair.baseline}") for pair in pairs)
-    names = list(pairs[0].results)
-    blocks = []
-    for name in names if len(names) > 2 else [AVERAGE]:
-        lines = [f"{f'{pair.run} - {pair.baseline}'.ljust(width)}  {line(pair.results[name])}" for pair in pairs]
-        blocks.append("\n".join([name, *lines]) if len(names) > 2 else "\n".join(lines))
-    return "\n\n".join(blocks)
-
-
-def line(found: Comparison) -> str:
-    p = f"p = {found.p_holm:.3f}" if found.p_holm >= 0.0005 else "p < 0.001"
-    words = f"{found.difference:+.2f} [{found.low:.2f}, {found.high:.2f}]  {p}"
-    words += f"  wins {found.wins} ties {found.ties} losses {found.losses}"
-    return words if found.gap_closed is None else f"{words}  gap closed {found.gap_closed:.0f} %"
 
 
 def record(

@@ -104,6 +104,7 @@ def prepare(argv: list[str]) -> Trainer | None:
     with all_ranks():
         if is_main_process():
             preflight.estimate(train, dev)
+            preflight.show_examples(train)
             logger.info("%s", preflight.report)
             preflight.report.stop_on_errors()
 

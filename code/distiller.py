@@ -66,4 +66,5 @@ class Distiller(nn.Module):
             teacher_head=teacher.head if teacher else None,
             positions_per_rank=batch.positions_per_rank,
             compiled=self.compile_loss,
+            supervised=batch.supervised,
         )

@@ -22,13 +22,15 @@ from transformers import PreTrainedModel
 
 from data_utils.dataset import InstructionDataset, load_train_and_dev
 from models.heads import LanguageModelHead
-from models.loading import load_student, load_teacher, load_tokenizer
+from models.loading import load_student, load_teacher, load_tokenizer, place
 from models.probes import batch_layout, split
 from preflight.checks import Preflight, check
+from preflight.estimates import weight_bytes
 from preflight.report import Report, size
 from runtime.exit_codes import USER_ERROR_CODES, WRONG_INPUT, exit_on
 from teacher.building import teacher_dtype
 
+EXAMPLES = 3
 STUDENT, TEACHER = "--model-path", "--teacher-model-path"
 
 
@@ -46,7 +48,9 @@ def report_on(config: TrainConfig) -> Report:
     preflight = check(config)
     preflight.describe_models()
     with preflight.report.collect_errors():
-        preflight.estimate(*read_data(preflight.config))
+        train, dev = read_data(preflight.config)
+        preflight.estimate(train, dev)
+        preflight.show_examples(train, EXAMPLES)
     with preflight.report.collect_errors():
         probe(preflight)
     return preflight.report
@@ -86,10 +90,10 @@ def _obstacle(preflight: Preflight) -> str | None:
     if preflight.report.errors:
         return "correct the errors first"
     config, dtype = preflight.config, preflight.settings.dtype
-    needed = preflight.student.parameters * dtype.itemsize
+    needed = weight_bytes(preflight.student, dtype, config.model.model_bits)
     paths = {STUDENT: preflight.student.path}
     if preflight.teacher is not None:
-        needed += preflight.teacher.parameters * teacher_dtype(config, dtype).itemsize
+        needed += weight_bytes(preflight.teacher, teacher_dtype(config, dtype), config.teacher.teacher_bits)
         paths[TEACHER] = preflight.teacher.path
     for flag, path in paths.items():
         if not Path(path).is_dir():
@@ -105,7 +109,7 @@ def _load(preflight: Preflight) -> dict[str, PreTrainedModel]:
     if preflight.teacher is not None:
         attention, trust_remote_code = config.model.attn_implementation, config.model.trust_remote_code
         models[TEACHER] = load_teacher(config.teacher, teacher_dtype(config, dtype), attention, trust_remote_code)
-    return {flag: model.to(get_accelerator().device_name()) for flag, model in models.items()}
+    return {flag: place(model, get_accelerator().device_name()) for flag, model in models.items()}
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ checkpoint, or in outputs/tables. Results that are complete under the same setti
 Exit codes: 2: the input is wrong, and the message names the flag and the remedy; 74: a result could not be written.
 """
 
-from arguments import CheckpointArguments, EvaluateArguments, EvaluateConfig, parse_evaluate_arguments
+from arguments import EvaluateArguments, EvaluateConfig, parse_evaluate_arguments
 from flags import answer_early
 
 if __name__ == "__main__":  # before the imports that take seconds
@@ -22,19 +22,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from data_utils.prompts import prompt_template
 from evaluation.defaults import Checkpoint, fill_in, find_checkpoints, tables_folder
-from evaluation.evaluator import Evaluator, report
+from evaluation.evaluator import Evaluator
 from evaluation.metrics import MAIN_METRIC, Metric, build_metrics, metric_names
 from evaluation.results import table, write_summary
 from evaluation.sets import DataSet, read_sets
 from evaluation.tables import Cell, Matrix
 from generation.building import check_generator
 from models.folders import short_names
-from models.loading import check_checkpoint, load_checkpoint
 from runtime.atomic import WriteError
 from runtime.exit_codes import NOT_WRITTEN, USER_ERROR_CODES, exit_on, naming_save_dir, run_entry
+from runtime.log import report
 from runtime.ranks import init_distributed, is_main_process
 
 REMEDY = "make room, or pass another folder"
@@ -72,9 +72,9 @@ def plan(config: EvaluateConfig) -> list[Job]:
     """Raises ValueError or FileNotFoundError for what would otherwise fail after hours."""
     jobs = []
     for checkpoint in find_checkpoints(config.checkpoints):
-        check_checkpoint(checkpoint.model_path, checkpoint.peft_path, config.checkpoints.model_revision)
+        tokenizer = checkpoint.tokenizer(config.checkpoints)
         args = fill_in(config.evaluate, checkpoint)
-        jobs.append(Job(checkpoint, args, read_sets(args)))
+        jobs.append(Job(checkpoint, args, read_sets(args, prompt_template(args.prompt_template, tokenizer))))
     return jobs
 
 
@@ -84,7 +84,7 @@ def evaluate(job: Job, config: EvaluateConfig, metrics: Mapping[str, Metric], de
     sets = ", ".join(data.name for data in data_sets)
     report(f"{checkpoint.path} on {sets}; results in {args.save_dir}")
     with exit_on(USER_ERROR_CODES):
-        model, tokenizer = load(checkpoint, config.checkpoints)
+        model, tokenizer = checkpoint.load(config.checkpoints)
     evaluator = Evaluator(checkpoint, model.to(device), tokenizer, args, config.generation, metrics)
     with exit_on({WriteError: NOT_WRITTEN}), naming_save_dir(args.save_dir, REMEDY):
         cells = {data.name: Cell.of(*evaluator.evaluate(data), metrics) for data in data_sets}
@@ -93,17 +93,6 @@ def evaluate(job: Job, config: EvaluateConfig, metrics: Mapping[str, Metric], de
             seeds = {name: cell.scores[MAIN_METRIC] for name, cell in cells.items()}
             print(f"ROUGE-L of {checkpoint.path}\n\n{table(seeds)}\n", flush=True)
     return cells
-
-
-def load(checkpoint: Checkpoint, args: CheckpointArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    return load_checkpoint(
-        checkpoint.model_path,
-        checkpoint.peft_path,
-        dtype="auto" if args.dtype == "auto" else getattr(torch, args.dtype),
-        attn_implementation=args.attn_implementation,
-        trust_remote_code=args.trust_remote_code,
-        revision=args.model_revision,
-    )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, NoReturn, Union, get_args, get_origin, get_type_hints
 
-from foreign_flags import IGNORED_FLAGS, LAUNCHER_FLAGS, RENAMED_FLAGS, REPLACED_FLAGS
+from foreign_flags import HARMLESS_VALUES, IGNORED_FLAGS, LAUNCHER_FLAGS, RENAMED_FLAGS, REPLACED_FLAGS
 
 WORDS_FOR_TRUE, WORDS_FOR_FALSE = {"true", "yes", "t", "y", "1"}, {"false", "no", "f", "n", "0"}
 COMPARISONS = {"of at least": operator.ge, "above": operator.gt, "at most": operator.le, "below": operator.lt}
@@ -252,25 +252,35 @@ def _without_ignored(argv: Sequence[str], known: dict[str, str]) -> tuple[list[s
     """The words for the parser, and the flags that are accepted without effect; those are dropped with their value."""
     words: list[str] = []
     ignored: list[str] = []
-    taking_value = False
+    taker = ""  # the flag that the next word may be the value of
     previous = ""
     for word in argv:
-        flag = word.split("=")[0]
+        flag, equals, value = word.partition("=")
         name = flag[2:].replace("_", "-")
         is_value = not word.startswith("-") or word[1:2].isdigit()
         if (previous == "--deepspeed" and is_value) or word.startswith("--deepspeed="):
             raise ValueError(f"--deepspeed {word}: takes no value; pass the file with --deepspeed_config")
         previous = word
-        if taking_value and is_value and not _is_variable(word):
-            taking_value = False
+        if taker and is_value and not _is_variable(word):
+            _check_value(taker, word)
+            taker = ""
         elif flag.startswith("--") and flag not in known and name in IGNORED_FLAGS | LAUNCHER_FLAGS:
-            taking_value = "=" not in word
+            taker = "" if equals else flag
+            if equals:
+                _check_value(flag, value)
             if name not in LAUNCHER_FLAGS:
                 ignored.append(flag)
         else:
-            taking_value = False
+            taker = ""
             words.append(word)
     return words, tuple(ignored)
+
+
+def _check_value(flag: str, value: str) -> None:
+    """Raises ValueError if the flag must not be ignored with this value."""
+    harmless, remedy = HARMLESS_VALUES.get(flag[2:].replace("_", "-"), (".*", ""))
+    if not re.fullmatch(harmless, value):
+        raise ValueError(f"{flag} {value}: not supported; {remedy}")
 
 
 def _is_variable(word: str) -> bool:

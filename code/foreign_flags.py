@@ -7,8 +7,17 @@ IGNORED_FLAGS = frozenset(
     "save-additional-suffix save-rollout num-workers min-prompt-length json-data bin-data txt-data prompt-type "
     "eval-ppl eval-rw only-prompt seed-order seed-data seed-ppo seed-lm attn-dtype xops-attn loss-scale model-parallel "
     "model-parallel-size no-value dropout-path-rate force-process-demo gen-num eb-sample-times data-names peft "
-    "eval-gen data-process-workers eval-tqdm report-logits only-save-projector debug".split()
+    "eval-gen data-process-workers eval-tqdm report-logits only-save-projector debug gen-num-beams".split()
 )
+# Values of ignored flags that would have had an effect: a pattern of the others, and what to use instead.
+HARMLESS_VALUES = {
+    "type": (
+        r"(?!adaptive|mixed).*",
+        "choose the rows with --student-gen --gen-schedule adaptive (short: --distillm) or mixed (--gkd), and the "
+        "objective with --kd-objective",
+    ),
+    "gen-num-beams": ("1", "training answers are sampled, without beams; pass 1, or drop the flag"),
+}
 LAUNCHER_FLAGS = frozenset(("deepspeed", "local-rank", "deepscale", "deepspeed-config"))
 # Flags of other trainers (Transformers, TRL, LLaMA-Factory, Axolotl) under the names that they have here.
 RENAMED_FLAGS = {
@@ -44,6 +53,9 @@ RENAMED_FLAGS = {
     **dict.fromkeys(("adapter", "adapter-path", "adapter-name-or-path", "lora-path"), "peft-path"),
     **dict.fromkeys(("use-flash-attention-2", "use-flash-attn", "flash-attn"), "attn-implementation flash_attention_2"),
     "loss-type": "kd-objective",
+    "skew-alpha": "skew-lambda",
+    "beta": "js-beta",
+    **{f"load-in-{bits}bit": f"model-bits {bits}" for bits in (4, 8)},
     "torch-dtype": "dtype",
     **{short: f"dtype {long}" for short, long in (("bf16", "bfloat16"), ("fp16", "float16"), ("fp32", "float32"))},
 }
@@ -61,6 +73,7 @@ REPLACED_FLAGS = {
     "pretrain-data-dir": "only instruction data is trained on; see --data-dir",
     "teacher-temperature": "--kd-temperature divides the logits of both models",
     "label-smoothing": "the labels' share of the loss is plain cross-entropy",
+    "push-to-hub": "bash scripts/export.sh uploads a finished run; see docs/export.md",
     "eval-gen-repeat-times": "one pass of dev answers ranks a checkpoint; code/evaluate.py takes several --seed",
     **{
         name: f"pass --precision {value} (PRECISION={value} in front of a script), or --deepspeed_config FILE "
@@ -71,7 +84,6 @@ REPLACED_FLAGS = {
         ("logging-dir", "run-name"), "logs are in --save-dir, and trackers (--report-to) show its name; drop the flag"
     ),
     **dict.fromkeys(("optim", "adam-beta1", "adam-beta2", "adam-epsilon"), "the optimiser is PyTorch's AdamW"),
-    **dict.fromkeys(("load-in-4bit", "load-in-8bit"), "weights are not quantised; --peft lora trains an adapter"),
     **dict.fromkeys(
         ("projector-config-path", "projector-path", "projector-lr", "pretrained-projector", "pretrained-projector-lr"),
         "objectives that need a projector are not part of this framework",

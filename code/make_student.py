@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data_utils.batches import Batch, batches_by_length, collate
 from data_utils.dataset import load_instruction_data
+from data_utils.sources import find_source
 from models.cutting import even_layers, keep_heads, keep_layers, keep_neurons, layer_list, least_effect_layers
 from models.folders import find_checkpoint
 from models.loading import load_checkpoint
@@ -84,7 +85,7 @@ def dev_batches(args: MakeStudentArguments, tokenizer: PreTrainedTokenizerBase) 
         max_prompt_length=args.max_prompt_length,
         prompt_template=args.prompt_template,
     )
-    dev = load_instruction_data(Path(args.data_dir) / "dev.jsonl", tokenizer, data_args, args.dev_num)
+    dev = load_instruction_data(find_source(args.data_dir, "dev"), tokenizer, data_args, args.dev_num)
     return [
         collate([dev[i] for i in indices], tokenizer.pad_token_id, args.max_length, "padded")
         for indices in batches_by_length(dev.lengths, TOKENS_PER_BATCH)

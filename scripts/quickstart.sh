@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The whole way on a CPU in minutes: fine-tunes a tiny teacher and a tiny student, distils one into the other,
-# evaluates all three and prints one table. On a fresh machine it first makes the environment.
+# evaluates all three, prints one table, and ends with the path of a report with pictures. On a fresh machine it first
+# makes the environment.
 #
 #   bash scripts/quickstart.sh
 #   KD_OBJ=adakd bash scripts/quickstart.sh        any objective
@@ -29,11 +30,15 @@ run student-sft scripts/tiny/sft_student.sh
 export TEACHER_MODEL_PATH=$RUNS/teacher
 run "student-$KD_OBJ" scripts/tiny/kd_student.sh
 
-"$PYTHON" scripts/tiny/report.py "$RUNS/teacher" "$RUNS/student-sft" "$RUNS/student-$KD_OBJ"
+runs=("$RUNS/teacher" "$RUNS/student-sft" "$RUNS/student-$KD_OBJ")
+"$PYTHON" scripts/tiny/report.py "${runs[@]}"
+"$PYTHON" code/report.py "${runs[@]}" --out "$RUNS/report.html" --no-paper >/dev/null
 
 cat <<END
 
 Next, five seeds of sampled answers, and another student of the same teacher:
   bash scripts/eval/run_eval.sh $RUNS/student-$KD_OBJ
   KD_OBJ=rkl TEACHER_MODEL_PATH=$RUNS/teacher bash scripts/tiny/kd_student.sh
+Scores, curves and tokens of the three, in a browser (docs/report.md):
+  $PWD/$RUNS/report.html
 END

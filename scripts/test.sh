@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the tests; on a fresh machine it first makes the environment they need.
 #
-#   bash scripts/test.sh [PYTEST ARGUMENTS...]
+#   bash scripts/test.sh [PYTEST ARGUMENTS...]     e.g. tests/unit -k objectives; -n 0: in one process, for a debugger
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -11,4 +11,5 @@ PYTHON=${PYTHON:-.venv/bin/python}
 
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
-"$PYTHON" -m pytest "$@"
+# Two files at a time, each in one process; tests of tiny models gain nothing from a second thread.
+OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} "$PYTHON" -m pytest -n 2 --dist loadfile "$@"

@@ -30,6 +30,14 @@ def make_rows(count: int, seed: int = 0) -> list[dict]:
     return rows
 
 
+def tokenizer_texts() -> list[str]:
+    """What tiny tokenizers are trained on, the prompt template included, so that prompts are short."""
+    from data_utils.prompts import prompt_template
+
+    alpaca = prompt_template("alpaca")
+    return [alpaca.render(row["instruction"], row["input"]) + str(row["output"]) for row in make_rows(50, seed=1)]
+
+
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE over the rows' words, with distinct PAD and EOS and no BOS."""
     tokenizer = Tokenizer(models.BPE())
@@ -38,11 +46,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     trainer = trainers.BpeTrainer(
         vocab_size=400, special_tokens=["<pad>", "<eos>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
-    from data_utils.prompts import prompt_template
-
-    alpaca = prompt_template("alpaca")
-    texts = [alpaca.render(row["instruction"], row["input"]) + str(row["output"]) for row in make_rows(50, seed=1)]
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(tokenizer_texts(), trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
 
 

@@ -143,7 +143,7 @@ class AdaKD(Criterion):
         per_selected = self._step_tokens.total_tokens / self._selected_tokens
         sums = positions.walk(
             self.base.token_loss,
-            ce_weight=1 - self.args.kd_rate,
+            ce_weight=1 - self.args.kd_rate if positions.supervised else 0.0,
             kd_weight=self.args.kd_rate,
             temperature=temperature_N,
             kd_scale_N=temperature_N.square() * per_selected,

@@ -77,11 +77,15 @@ class Criterion:
         raise NotImplementedError
 
     def loss(self, positions: ResponsePositions) -> LossSums:
-        """Sum over the positions of (1 - kd_rate) * CE + kd_rate * KD, differentiable, and both sums for the log."""
+        """Sum over the positions of (1 - kd_rate) * CE + kd_rate * KD, differentiable, and both sums for the log.
+
+        Without the first part where the labels are the student's own samples.
+        """
         temperature = self.args.kd_temperature
         kd_rate = self.args.kd_rate if self.needs_teacher else 0.0
         kd_weight = kd_rate * (temperature**2 if self.args.kd_temperature_scaling == "squared" else 1.0)
-        return positions.walk(self.token_loss, 1 - kd_rate, kd_weight, temperature)
+        ce_weight = 1 - kd_rate if positions.supervised else 0.0
+        return positions.walk(self.token_loss, ce_weight, kd_weight, temperature)
 
     def used_arguments(self) -> tuple[str, ...]:
         """Fields of KDArguments that change the loss, in the order in which a run folder's name has them."""
@@ -148,7 +152,7 @@ def objective_names() -> list[str]:
     return list(_REGISTRY)
 
 
-def build_criterion(name: str, args: KDArguments) -> Criterion:
+def build_criterion(name: str, args: KDArguments, flag: str = "--kd-objective") -> Criterion:
     """The objective `name` (exact name or alias; `adakd+todi` is adakd around todi).
 
     Raises ValueError naming the flag and the known names for any other name.
@@ -156,12 +160,12 @@ def build_criterion(name: str, args: KDArguments) -> Criterion:
     wrapper, plus, base = name.partition("+")
     known = ", ".join(objective_names())
     if wrapper not in _REGISTRY:
-        raise ValueError(f"--kd-objective {name}: unknown objective; {did_you_mean(wrapper)}choose one of {known}")
+        raise ValueError(f"{flag} {name}: unknown objective; {did_you_mean(wrapper)}choose one of {known}")
     criterion = _REGISTRY[wrapper]
     if not plus:
         return criterion(args)
     if not hasattr(criterion, "around"):
-        raise ValueError(f"--kd-objective {name}: {wrapper} does not wrap another objective; drop '+{base}'")
+        raise ValueError(f"{flag} {name}: {wrapper} does not wrap another objective; drop '+{base}'")
     return criterion.around(base, args)
 
 

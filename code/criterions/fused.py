@@ -80,6 +80,7 @@ class ResponsePositions:
     positions_per_rank: how many positions every rank has in this micro-step.
     chunk_bytes: size of one fp32 [C, V] chunk; decides C.
     compiled: whether loss and gradient of a block are compiled.
+    supervised: whether the labels are data, on which CE trains; samples of the student's are not.
     """
 
     hidden_ND: Tensor
@@ -90,6 +91,7 @@ class ResponsePositions:
     teacher_head: Head | None = None
     positions_per_rank: tuple[int, ...] = (0,)
     compiled: bool = False
+    supervised: bool = True
 
     def walk(
         self,

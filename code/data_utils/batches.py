@@ -25,30 +25,44 @@ Layout = Literal["packed", "packed into one row", "padded"]
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids of a prompt and its response, which ends with EOS unless it was cut."""
+    """Token ids of a prompt and its response, which ends with EOS unless it was cut.
+
+    spans: of a chat, whose response is what follows the first question: begin and end of each answer in `response_ids`,
+    one after another. Only these are learnt; empty: the whole response is.
+    """
 
     prompt_ids: Sequence[int]
     response_ids: Sequence[int]
+    spans: Sequence[int] = ()
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.response_ids)
 
     @property
+    def targets(self) -> np.ndarray:
+        """Places, in prompt and response, of the tokens that are learnt; the first of all follows no other token."""
+        first = len(self.prompt_ids)
+        ends = first + np.asarray(self.spans if len(self.spans) else (0, len(self.response_ids)))
+        places = [np.arange(max(1, begin), end) for begin, end in ends.reshape(-1, 2)]
+        return places[0] if len(places) == 1 else np.concatenate(places)
+
+    @property
     def predicted(self) -> int:
-        """Number of response positions: response tokens that follow another token (without a prompt, not the first)."""
-        return len(self) - min(len(self), max(1, len(self.prompt_ids)))
+        """Number of response positions: of tokens that are learnt."""
+        return len(self.targets)
 
     @property
     def key(self) -> bytes:
         """A hash of the token ids, 16 bytes; the same for equal examples of different data sets."""
-        ids = np.concatenate([[len(self.prompt_ids)], self.prompt_ids, self.response_ids])
+        spans = [[-1], self.spans] if len(self.spans) else []
+        ids = np.concatenate([[len(self.prompt_ids)], self.prompt_ids, self.response_ids, *spans])
         return hashlib.blake2b(ids.astype("<i4").tobytes(), digest_size=16).digest()
 
 
 class ExampleTable(Protocol):
     """Tokenised examples by index: what plans, batches, the teacher cache and the loop need of a data set.
 
-    lengths, responses: tokens per example, and how many of them are the response's.
+    lengths, responses: tokens per example, and how many of them are learnt.
     """
 
     lengths: np.ndarray
@@ -73,6 +87,7 @@ class Batch:
     tokens: tokens without padding.
     positions_per_rank: N on every rank in this micro-step.
     examples: in the order of their rows, and so of their response positions.
+    supervised: the responses are data, not the student's own samples, so that CE trains on them.
     """
 
     input_ids_RT: Tensor
@@ -85,6 +100,7 @@ class Batch:
     positions_per_rank: tuple[int, ...] = (0,)
     tokens: int = 0
     examples: tuple[Example, ...] = ()
+    supervised: bool = True
 
     @property
     def shares_rows(self) -> bool:
@@ -126,9 +142,9 @@ def collate(
             input_ids_RT[r, start:end] = np.concatenate([prompt, response])
             position_ids_RT[r, start:end] = np.arange(lengths[i])
             attention_mask_RT[r, start:end] = 1
-            first = end - examples[i].predicted
-            positions.append(r * width + np.arange(first - 1, end - 1))  # position t predicts token t + 1
-            labels.append(input_ids_RT[r, first:end])
+            targets = start + examples[i].targets
+            positions.append(r * width + targets - 1)  # position t predicts token t + 1
+            labels.append(input_ids_RT[r, targets])
             start = end
         if start < width:
             starts.append(r * width + start)

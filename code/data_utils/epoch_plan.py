@@ -5,8 +5,9 @@ the token counts of all without communication.
 """
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -16,13 +17,18 @@ from data_utils.batches import ExampleTable, Layout
 
 @dataclass(frozen=True)
 class Step:
-    """One optimiser step: `examples[micro_step][rank]` are indices into the data set.
+    """One optimiser step: `examples[micro_step][rank]` are indices into the data set (or the rows of a `LoadedStep`).
 
     tokens: response tokens per micro-step and rank.
     """
 
     examples: tuple[tuple[tuple[int, ...], ...], ...]
     tokens: tuple[tuple[int, ...], ...]
+
+    @property
+    def micro_steps(self) -> tuple[tuple[int, ...], ...]:
+        """The indices of each micro-step in ascending order, which does not depend on the number of ranks."""
+        return tuple(tuple(sorted(i for rank in ranks for i in rank)) for ranks in self.examples)
 
 
 @dataclass(frozen=True)
@@ -62,21 +68,40 @@ class EpochPlan:
         if self.tokens_per_micro_batch is None:
             return -(-count // (self.batch_size * self.micro_batches_per_step))
         longest_first = -np.sort(-self.lengths)
-
-        def fits(steps: int) -> bool:
-            micro_batches = steps * self.micro_batches_per_step
-            fullest = longest_first[::micro_batches]  # the longest example of each round
-            tokens = len(fullest) * fullest[0] if self.layout == "padded" else fullest.sum()
-            return bool(tokens <= self.tokens_per_micro_batch)
-
-        return 1 + bisect_left(range(1, count), True, key=fits)
+        fits = partial(self._fits, longest_first)
+        return 1 + bisect_left(range(1, count), True, key=lambda steps: fits(steps * self.micro_batches_per_step))
 
     def steps(self, epoch: int, start: int = 0) -> list[Step]:
         """The steps of an epoch, without the first `start`."""
         draw = np.random.default_rng([self.seed, epoch])
         micro_steps = self._shuffled(draw) if self.tokens_per_micro_batch is None else self._dealt(draw)
         per_step = self.accumulation_steps
-        return [self._step(micro_steps[i : i + per_step]) for i in range(start * per_step, len(micro_steps), per_step)]
+        starts = range(start * per_step, len(micro_steps), per_step)
+        return [self._step(micro_steps[i : i + per_step], self.lengths, self.responses) for i in starts]
+
+    def deal_step(self, planned: Step, lengths: np.ndarray, responses: np.ndarray) -> Step:
+        """A step of other rows in place of the planned ones: rows 0, 1, ... in the order of `planned.micro_steps`.
+
+        They may be fewer. With a token budget they are dealt anew, to as many more micro-steps as they need: no hand
+        is larger than that of who gets the longest row of every round.
+        """
+        if self.tokens_per_micro_batch is None:
+            ends = np.cumsum([len(micro_step) for micro_step in planned.micro_steps])
+            return self._step(np.split(np.arange(len(lengths)), ends[:-1]), lengths, responses)
+        longest_first = np.argsort(-lengths, kind="stable")
+        count = len(planned.examples)
+        while not self._fits(lengths[longest_first], count * self.world_size):
+            count += 1
+        micro_batches = count * self.world_size
+        rounds = [longest_first[i : i + micro_batches] for i in range(0, len(lengths), micro_batches)]
+        hands = (slice(i, i + self.world_size) for i in range(0, micro_batches, self.world_size))
+        return self._step([np.concatenate([cards[hand] for cards in rounds]) for hand in hands], lengths, responses)
+
+    def _fits(self, longest_first: np.ndarray, micro_batches: int) -> bool:
+        """Whether the fullest hand of a deal is within the token budget. longest_first: lengths."""
+        fullest = longest_first[::micro_batches]  # the longest example of each round
+        tokens = len(fullest) * fullest[0] if self.layout == "padded" else fullest.sum()
+        return bool(tokens <= self.tokens_per_micro_batch)
 
     def _shuffled(self, draw: np.random.Generator) -> list[np.ndarray]:
         """Micro-steps of equal numbers of examples."""
@@ -93,16 +118,18 @@ class EpochPlan:
         micro_steps = (rounds[:, i : i + self.world_size] for i in range(0, micro_batches, self.world_size))
         return [micro_step[micro_step >= 0] for micro_step in micro_steps]
 
-    def _step(self, micro_steps: list[np.ndarray]) -> Step:
-        examples = tuple(self._balanced(micro_step) for micro_step in micro_steps if len(micro_step))
-        tokens = tuple(tuple(int(self.responses[list(rank)].sum()) for rank in ranks) for ranks in examples)
+    def _step(self, micro_steps: Sequence[np.ndarray], lengths: np.ndarray, responses: np.ndarray) -> Step:
+        examples = tuple(
+            self._balanced(micro_step, lengths, responses) for micro_step in micro_steps if len(micro_step)
+        )
+        tokens = tuple(tuple(int(responses[list(rank)].sum()) for rank in ranks) for ranks in examples)
         return Step(examples, tokens)
 
-    def _balanced(self, indices: np.ndarray) -> tuple[tuple[int, ...], ...]:
+    def _balanced(self, indices: np.ndarray, lengths: np.ndarray, responses: np.ndarray) -> tuple[tuple[int, ...], ...]:
         """A micro-step's examples per rank, in rounds, longest first; a round's hardest goes to who has least work."""
-        order = indices[np.argsort(-self.lengths[indices], kind="stable")]
+        order = indices[np.argsort(-lengths[indices], kind="stable")]
         # The loss over the vocabulary costs about as much per response token as the models do.
-        work = self.lengths[order] + self.responses[order]
+        work = lengths[order] + responses[order]
         ranks: list[list[int]] = [[] for _ in range(self.world_size)]
         done = np.zeros(self.world_size, dtype=np.int64)
         for first in range(0, len(order), self.world_size):

@@ -1,6 +1,7 @@
 """manifest.json beside prepared data: where the rows come from, what was dropped, the sha256 of each file.
 
-`scripts/data/prepare.py` writes it; evaluation reads it, to record what was scored and to report a changed file.
+`scripts/data/prepare.py` and `code/generate.py` write it; evaluation reads it, to record what was scored and to report
+a changed file.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ def sha256(path: Path) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """What `prepare.py` wrote into the folder; None where there is none. Raises ValueError if it cannot be read."""
+    """The folder's manifest; None where there is none. Raises ValueError if it cannot be read."""
     path = folder / MANIFEST
     if not path.is_file():
         return None
@@ -26,7 +27,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     except ValueError as error:
         raise ValueError(f"{path}: {error}; prepare the data again, or delete the file") from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
-        raise ValueError(f"{path}: not a manifest of scripts/data/prepare.py; rename the file")
+        raise ValueError(f"{path}: not a manifest of scripts/data/prepare.py or code/generate.py; rename the file")
     return manifest
 
 

@@ -66,6 +66,17 @@ def average(scores: Scores) -> float:
     return float(np.mean([np.mean(of_set) for of_set in scores.values()]))
 
 
+def pair_lines(pairs: Sequence[Pair]) -> str:
+    """A line per pair: on the average and, of several sets, on each."""
+    width = max(len(f"{pair.run} - {pair.baseline}") for pair in pairs)
+    names = list(pairs[0].results)
+    blocks = []
+    for name in names if len(names) > 2 else [AVERAGE]:
+        lines = [f"{f'{pair.run} - {pair.baseline}'.ljust(width)}  {_line(pair.results[name])}" for pair in pairs]
+        blocks.append("\n".join([name, *lines]) if len(names) > 2 else "\n".join(lines))
+    return "\n\n".join(blocks)
+
+
 def _pair(first: str, second: str, scores: Mapping[str, Scores], teacher: Scores | None) -> Pair:
     baseline, run = (second, first) if average(scores[first]) > average(scores[second]) else (first, second)
     results = {}
@@ -126,3 +137,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = largest
     return adjusted
+
+
+def _line(found: Comparison) -> str:
+    p = f"p = {found.p_holm:.3f}" if found.p_holm >= 0.0005 else "p < 0.001"
+    words = f"{found.difference:+.2f} [{found.low:.2f}, {found.high:.2f}]  {p}"
+    words += f"  wins {found.wins} ties {found.ties} losses {found.losses}"
+    return words if found.gap_closed is None else f"{words}  gap closed {found.gap_closed:.0f} %"

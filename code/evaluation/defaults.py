@@ -1,12 +1,20 @@
 """What the flags of an evaluation leave open, taken from the run that wrote the checkpoint."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
-from arguments import CheckpointArguments, EvaluateArguments
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from arguments import CheckpointArguments, EvaluateArguments, GenerateArguments
+from data_utils.prompts import recorded_template
 from models.folders import find_checkpoint, locate, run_arguments
+from models.loading import load_checkpoint, load_checkpoint_tokenizer
+
+T = TypeVar("T", EvaluateArguments, GenerateArguments)
 
 # Without a run to take them from: the defaults of training.
 WITHOUT_RUN = {"max_length": 512, "max_prompt_length": 256, "prompt_template": "alpaca"}
@@ -25,6 +33,26 @@ class Checkpoint:
         """What training wrote: the adapter if there is one."""
         return self.peft_path or self.model_path
 
+    def tokenizer(self, args: CheckpointArguments) -> PreTrainedTokenizerBase:
+        """Raises ValueError, also for a model that `load` would refuse."""
+        return load_checkpoint_tokenizer(
+            self.model_path,
+            self.peft_path,
+            trust_remote_code=args.trust_remote_code,
+            revision=args.model_revision,
+        )
+
+    def load(self, args: CheckpointArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Raises ValueError, OSError."""
+        return load_checkpoint(
+            self.model_path,
+            self.peft_path,
+            dtype="auto" if args.dtype == "auto" else getattr(torch, args.dtype),
+            attn_implementation=args.attn_implementation,
+            trust_remote_code=args.trust_remote_code,
+            revision=args.model_revision,
+        )
+
 
 def find_checkpoints(args: CheckpointArguments) -> list[Checkpoint]:
     """Each once, in the order of the flags. Raises ValueError."""
@@ -36,21 +64,36 @@ def find_checkpoints(args: CheckpointArguments) -> list[Checkpoint]:
 
 
 def fill_in(args: EvaluateArguments, checkpoint: Checkpoint) -> EvaluateArguments:
-    """Data, lengths and prompt template are those of the run; results go beside the checkpoint. Raises ValueError."""
-    run = run_arguments(checkpoint.path)
+    """Data and lengths are those of the run, the prompt template is the checkpoint's; results go beside it.
+
+    Raises ValueError.
+    """
+    run = run_of(checkpoint)
     data_dir = args.data_dir or ([run["data_dir"]] if "data_dir" in run else [])
     if not data_dir:
         raise ValueError(f"--data-dir: name a folder; {checkpoint.path} has no run beside it to take it from")
-    of_run = {
-        name: run.get(name, default) if getattr(args, name) is None else getattr(args, name)
-        for name, default in WITHOUT_RUN.items()
-    }
+    if args.data_dir is None and not locate(data_dir[0]).is_dir():
+        raise ValueError(
+            f"--data-dir: name the data to evaluate on; {checkpoint.path} was trained on {data_dir[0]}, which has no "
+            f"split {args.split}"
+        )
     return replace(
-        args,
+        fill_in_lengths(args, run),
         data_dir=[str(locate(folder)) for folder in data_dir],
         save_dir=args.save_dir or str(results_folder(checkpoint.path)),
-        **of_run,
     )
+
+
+def run_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The flags of the run that wrote the checkpoint, with the prompt template that lies in it; empty without any."""
+    template = recorded_template(Path(checkpoint.path))
+    return run_arguments(checkpoint.path) | ({"prompt_template": template} if template else {})
+
+
+def fill_in_lengths(args: T, run: Mapping[str, Any]) -> T:
+    """Lengths and prompt template that are open become the run's. run: its args.json, or nothing."""
+    left_open = [name for name in WITHOUT_RUN if getattr(args, name) is None]
+    return replace(args, **{name: run.get(name, WITHOUT_RUN[name]) for name in left_open})
 
 
 def results_folder(checkpoint: str) -> Path:

@@ -5,13 +5,14 @@ Each seed is written as soon as it is answered and scored: the same command resu
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from arguments import EvaluateArguments, GenerationArguments
-from data_utils.prompts import prompt_template
+from data_utils.prompts import PromptTemplate, prompt_template
 from evaluation.defaults import Checkpoint
 from evaluation.metrics import Metric
 from evaluation.results import Results
@@ -19,6 +20,7 @@ from evaluation.scoring import EvaluationSet, score, warnings
 from evaluation.sets import DataSet
 from evaluation.settings import evaluation_settings
 from generation.building import build_generator
+from runtime.log import report
 from runtime.ranks import from_main_process, is_main_process
 
 
@@ -32,6 +34,10 @@ class Evaluator:
     args: EvaluateArguments
     generation: GenerationArguments
     metrics: Mapping[str, Metric]
+
+    @cached_property
+    def template(self) -> PromptTemplate:
+        return prompt_template(self.args.prompt_template, self.tokenizer)
 
     def evaluate(self, data: DataSet) -> tuple[Results, dict[int, dict]]:
         """The results and, on rank 0, which writes them, metrics.json by seed. Collective. Raises WriteError."""
@@ -53,7 +59,7 @@ class Evaluator:
         return results, {seed: by_seed[seed] for seed in seeds if seed in by_seed}
 
     def _results(self, data: DataSet) -> Results:
-        args, checkpoint = self.args, self.checkpoint
+        args, checkpoint = replace(self.args, prompt_template=self.template.identity), self.checkpoint
         settings = evaluation_settings(self.model, checkpoint, data.name, data.rows, args, self.generation)
         notes = {
             "model_path": checkpoint.model_path,
@@ -74,8 +80,7 @@ class Evaluator:
 
     def _answer(self, data: DataSet, results: Results, seeds: Sequence[int]) -> None:
         args = self.args
-        ending = prompt_template(args.prompt_template).ending
-        questions = EvaluationSet(data.rows, self.tokenizer, args.max_prompt_length, ending)
+        questions = EvaluationSet(data.rows, self.tokenizer, args.max_prompt_length, self.template)
         if cut := questions.cut_prompts:
             all_rows, limit = len(data.rows), args.max_prompt_length
             report(f"{data.name}: {cut} of {all_rows} prompts are longer than {limit} tokens and were cut")
@@ -107,9 +112,3 @@ class Evaluator:
             return
         report(f"{results.name}: seed {seed} gets {', '.join(missing)} from its answers on disk")
         results.add(seed, score(answers, missing))
-
-
-def report(message: str) -> None:
-    """Prints on rank 0."""
-    if is_main_process():
-        print(message, flush=True)

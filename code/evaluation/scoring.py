@@ -6,8 +6,9 @@ from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
-from data_utils.dataset import Row
-from data_utils.prompts import cut_prompts, encode_prompts
+from data_utils.encoding import Question, RowEncoder
+from data_utils.prompts import PromptTemplate
+from data_utils.rows import Row
 from evaluation.metrics import Answer, Metric
 from generation.base import Generator
 from runtime.ranks import from_main_process, is_main_process
@@ -15,29 +16,24 @@ from runtime.ranks import from_main_process, is_main_process
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Rows to answer; prompts of more than `max_prompt_length` tokens are cut in the middle.
-
-    prompt_ending: what the cut keeps at the end, of `PromptTemplate`.
-    """
+    """Rows to answer; prompts of more than `max_prompt_length` tokens are cut (`data_utils.encoding`)."""
 
     rows: Sequence[Row]
     tokenizer: PreTrainedTokenizerBase
     max_prompt_length: int
-    prompt_ending: str
+    template: PromptTemplate
 
     @cached_property
-    def prompts(self) -> list[list[int]]:
-        """Token ids of each prompt before it is cut."""
-        return encode_prompts(self.tokenizer, [row.prompt for row in self.rows])
+    def prompts(self) -> list[Question]:
+        return RowEncoder(self.tokenizer, self.template, self.max_prompt_length).prompts(self.rows)
 
     @property
     def cut_prompts(self) -> int:
-        return sum(len(ids) > self.max_prompt_length for ids in self.prompts)
+        return sum(prompt.cut for prompt in self.prompts)
 
     def answers(self, generator: Generator, seeds: Sequence[int]) -> dict[int, list[Answer]]:
         """Per seed, the answer to each row, on rank 0; every rank generates."""
-        prompts = cut_prompts(self.tokenizer, self.prompts, self.max_prompt_length, self.prompt_ending)
-        ids_of_seeds = generator.generate(prompts, seeds)
+        ids_of_seeds = generator.generate([prompt.ids for prompt in self.prompts], seeds)
         if not is_main_process():
             return {}
         return {seed: self._read(ids_of_answers) for seed, ids_of_answers in ids_of_seeds.items()}
@@ -58,7 +54,7 @@ class EvaluationSet:
                 row.responses,
                 tokens=len(ids),
                 ended=ids[-1:] == [self.tokenizer.eos_token_id],
-                cut=len(prompt) > self.max_prompt_length,
+                cut=prompt.cut,
             )
             for row, prompt, text, ids in zip(self.rows, self.prompts, texts, ids_of_answers)
         ]

@@ -12,7 +12,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from arguments import EvaluateArguments, GenerationArguments
-from data_utils.dataset import Row
+from data_utils.rows import Row
 from evaluation.defaults import Checkpoint
 from generation.base import decoding
 from generation.building import draws
@@ -30,10 +30,13 @@ def evaluation_settings(
     args: EvaluateArguments,
     generation: GenerationArguments,
 ) -> dict:
-    """A dictionary of JSON values. Only `weights` differs between checkpoints that are evaluated in the same way."""
+    """A dictionary of JSON values. Only `weights` differs between checkpoints that are evaluated in the same way.
+
+    args: with the template's identity as `prompt_template`, which tells apart chat templates and files.
+    """
     content = json.dumps([(row.prompt, row.responses) for row in rows])
     return {
-        "weights": _weights(checkpoint, model),
+        "weights": weights(checkpoint, model),
         "set": name,
         "split": args.split,
         "rows": {"count": len(rows), "sha256": hashlib.sha256(content.encode()).hexdigest()},
@@ -48,7 +51,7 @@ def evaluation_settings(
     }
 
 
-def _weights(checkpoint: Checkpoint, model: PreTrainedModel) -> dict[str, str]:
+def weights(checkpoint: Checkpoint, model: PreTrainedModel) -> dict[str, str]:
     """Digests of model and adapter with their tokenizers: a folder whose files were replaced is another checkpoint."""
     path, adapter = checkpoint.model_path, checkpoint.peft_path
     if adapter is None and (Path(path) / "adapter_config.json").is_file():

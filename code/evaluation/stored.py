@@ -13,7 +13,7 @@ import numpy as np
 from evaluation.defaults import results_folder
 from evaluation.differences import differences, without_weights
 from evaluation.results import NOTES, read_answers, read_metrics
-from models.folders import find_checkpoint
+from models.folders import find_checkpoint, locate, short_names
 
 SET_SETTINGS = ("set", "rows")  # what differs between the sets of an evaluation
 
@@ -41,39 +41,77 @@ class Comparable:
     notes: list[str]
 
 
-def read_comparable(runs: Mapping[str, str], metric: str) -> Comparable:
-    """runs: by a short name the run, the checkpoint, or the folder of its results.
+def named_runs(paths: Sequence[str], teacher: str | None = None) -> tuple[dict[str, str], str | None]:
+    """The checkpoints by short names, the teacher's last, and the teacher's name. Raises ValueError."""
+    found = [find_checkpoint("RUN_OR_CKPT", path) for path in paths]
+    if teacher is not None:
+        found.append(find_checkpoint("--teacher", teacher))
+    names = short_names(found)
+    if len(set(names)) < len(names):
+        raise ValueError(f"RUN_OR_CKPT {' '.join(found)}: one is named twice; name each once, the teacher by --teacher")
+    return dict(zip(names, found)), None if teacher is None else names[-1]
+
+
+def read_comparable(runs: Mapping[str, str], metric: str, results: str | None = None) -> Comparable:
+    """runs: by a short name the run, the checkpoint, or the folder of its results. results: as for `find_stored`.
 
     Raises ValueError where no evaluation is common to all, and says what differs.
     """
-    stored = {run: find_stored(path) for run, path in runs.items()}
-    chosen, notes = _common(stored)
+    chosen, notes = common_evaluations(runs, results)
     scores: dict[str, dict[str, np.ndarray]] = {run: {} for run in runs}
     for name, of_runs in chosen.items():
-        common = set.intersection(*(set(evaluation.seeds) for evaluation in of_runs.values()))
-        if not common:
+        seeds = common_seeds(of_runs)
+        if not seeds:
             notes.append(f"{name}: no seed in common, so each run's own seeds count")
         for run, evaluation in of_runs.items():
-            scores[run][name] = example_scores(evaluation, sorted(common) or evaluation.seeds, metric)
+            scores[run][name] = example_scores(evaluation, seeds or evaluation.seeds, metric)
     evaluations = {run: {name: of_runs[run] for name, of_runs in chosen.items()} for run in runs}
     return Comparable(scores, evaluations, notes)
 
 
-def find_stored(path: str) -> list[Stored]:
-    """The evaluations of a run, a checkpoint or a folder of results, the latest last. Raises ValueError."""
-    is_results = (Path(path) / "summary.json").is_file()
-    root = Path(path) if is_results else results_folder(find_checkpoint("RUN_OR_CKPT", path))
+def common_evaluations(
+    runs: Mapping[str, str], results: str | None = None
+) -> tuple[dict[str, dict[str, Stored]], list[str]]:
+    """By set, the evaluation of each run; and notes on what was left out. Raises ValueError as `read_comparable`."""
+    return _common({run: find_stored(path, results) for run, path in runs.items()})
+
+
+def common_seeds(of_runs: Mapping[str, Stored]) -> list[int]:
+    return sorted(set.intersection(*(set(evaluation.seeds) for evaluation in of_runs.values())))
+
+
+def find_stored(path: str, results: str | None = None) -> list[Stored]:
+    """The evaluations of a run, a checkpoint or a folder of results, the latest last. Raises ValueError.
+
+    results: the folder that they were written to by --save-dir, perhaps with those of other checkpoints.
+    """
+    is_results = results is None and (Path(path) / "summary.json").is_file()
+    checkpoint = path if is_results else find_checkpoint("RUN_OR_CKPT", path)
+    root = Path(path) if is_results else locate(results) if results is not None else results_folder(checkpoint)
     found = []
     for file in root.glob("*/*/settings.json"):
+        record = json.loads(file.read_text())
+        if results is not None and not _same_path(record["peft_path"] or record["model_path"], checkpoint):
+            continue
         if metrics := read_metrics(file.parent):
-            settings = {name: value for name, value in json.loads(file.read_text()).items() if name not in NOTES}
+            settings = {name: value for name, value in record.items() if name not in NOTES}
             seeds = [of_seed["seed"] for of_seed in metrics]
             found.append(Stored(file.parent, settings, seeds, max(of_seed["made"] for of_seed in metrics)))
     if not found:
-        raise ValueError(f"RUN_OR_CKPT {path}: no evaluation in {root}; bash scripts/eval/run_eval.sh {path}")
+        raise ValueError(
+            f"RUN_OR_CKPT {path}: no evaluation of it in {root}; bash scripts/eval/run_eval.sh {path}, or name the "
+            "folder with --results if it was evaluated with --save-dir"
+        )
     if is_results and len({json.dumps(evaluation.settings["weights"]) for evaluation in found}) > 1:
-        raise ValueError(f"RUN_OR_CKPT {path}: holds evaluations of several checkpoints; evaluate without --save-dir")
+        raise ValueError(
+            f"RUN_OR_CKPT {path}: holds evaluations of several checkpoints; pass the checkpoints, and --results {path}"
+        )
     return sorted(found, key=lambda evaluation: evaluation.made)
+
+
+def _same_path(first: str, second: str) -> bool:
+    """Also where one is relative to the repository, as the scripts pass it."""
+    return locate(first).resolve() == locate(second).resolve()
 
 
 def example_scores(evaluation: Stored, seeds: Sequence[int], metric: str) -> np.ndarray:

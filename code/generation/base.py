@@ -14,9 +14,12 @@ from runtime.ranks import world_size
 
 
 class Generator(Protocol):
-    def generate(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> dict[int, list[list[int]]]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], rows: Sequence[int] | None = None
+    ) -> dict[int, list[list[int]]]:
         """Per seed, the answer to each prompt, up to and including EOS; without EOS where it reached the limit.
 
+        rows: numbers of the prompts, by which generators that draw per row know them; default: their places.
         Collective: every rank calls it with the same prompts and seeds, and gets all answers.
         """
         ...

@@ -1,6 +1,9 @@
 """The generator that --generator names, how much its cache holds, and what its answers depend on."""
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from collections.abc import Sequence
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from arguments import GenerationArguments
 from generation.base import Generator
@@ -22,10 +25,12 @@ def build_generator(
     tokens_per_batch: int,
     synced: bool = False,
     description: str = "generate",
+    forbidden: Sequence[int] = (),
 ) -> Generator:
     """The generator that --generator names. Beams and ranks in step (`synced`, ZeRO-3) are left to `generate`.
 
     max_new_tokens: the limit where --max-new-tokens sets none. tokens_per_batch: where --generation-cache-mb sets none.
+    forbidden: ids that no answer may have; vLLM cannot do without them.
     """
     tokens = batch_tokens(model, args, tokens_per_batch)
     if args.generator == "vllm":
@@ -34,7 +39,7 @@ def build_generator(
         return ContinuousGenerator(model, tokenizer, args, max_new_tokens, tokens)
     whole_batches = args.generator == "transformers" or args.num_beams > 1 or synced
     kind = TransformersGenerator if whole_batches else DroppingGenerator
-    return kind(model, tokenizer, args, max_new_tokens, tokens, synced, description)
+    return kind(model, tokenizer, args, max_new_tokens, tokens, synced, description, forbidden)
 
 
 def check_generator(args: GenerationArguments, *, training: bool = False, zero_stage: int = 0) -> None:
@@ -63,14 +68,18 @@ def batch_tokens(model: PreTrainedModel, args: GenerationArguments, otherwise: i
 
 
 def cache_bytes_per_token(model: PreTrainedModel) -> int:
-    """Keys and values of all layers, and of one more: a layer is copied when it grows.
+    """As `key_value_bytes`."""
+    return key_value_bytes(model.config.get_text_config(), model.dtype)
+
+
+def key_value_bytes(config: PretrainedConfig, dtype: torch.dtype) -> int:
+    """Of a token: keys and values of all layers, and of one more: a layer is copied when it grows.
 
     An upper bound for models whose layers have windows or share their keys.
     """
-    config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * (config.num_hidden_layers + 1) * heads * head_dim * model.dtype.itemsize
+    return 2 * (config.num_hidden_layers + 1) * heads * head_dim * dtype.itemsize
 
 
 def draws(model: PreTrainedModel, args: GenerationArguments, tokens_per_batch: int) -> dict | None:

@@ -35,7 +35,9 @@ class ContinuousGenerator:
     max_new_tokens: int
     tokens_per_batch: int
 
-    def generate(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> dict[int, list[list[int]]]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], rows: Sequence[int] | None = None
+    ) -> dict[int, list[list[int]]]:
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))[rank() :: world_size()]
         answers = of_all_ranks(dict(zip(order, self._answers([list(prompts[i]) for i in order]))))
         return {seed: [answers[i] for i in range(len(prompts))] for seed in seeds}

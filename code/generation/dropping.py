@@ -44,10 +44,10 @@ _told: set[str] = set()
 class DroppingGenerator(TransformersGenerator):
     """A `Generator` for greedy search and sampling, not for beams nor for ranks in step."""
 
-    def _decoding_method(self, batch: Sequence[int], seed: int) -> "RowDropping":
+    def _decoding_method(self, rows: Sequence[int], seed: int) -> "RowDropping":
         if not self.args.do_sample:
             return RowDropping(None)
-        return RowDropping([row_generator(seed, row, self.model.device) for row in batch])
+        return RowDropping([row_generator(seed, row, self.model.device) for row in rows])
 
 
 @dataclass

@@ -28,6 +28,7 @@ class TransformersGenerator:
     tokens_per_batch: prompts, their padding and the longest possible answers together.
     synced: the ranks generate in step, as ZeRO-3 requires; a rank without a batch of its own repeats the last one.
     description: title of the progress bar.
+    forbidden: ids that no answer may have.
     """
 
     model: PreTrainedModel
@@ -37,9 +38,13 @@ class TransformersGenerator:
     tokens_per_batch: int
     synced: bool = False
     description: str = "generate"
+    forbidden: Sequence[int] = ()
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> dict[int, list[list[int]]]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], rows: Sequence[int] | None = None
+    ) -> dict[int, list[list[int]]]:
+        rows = range(len(prompts)) if rows is None else rows
         longest_answer = self.generation_config().max_new_tokens
         # The longest first: what does not fit into memory fails early.
         batches = batches_by_length([len(ids) + longest_answer for ids in prompts], self.tokens_per_batch)
@@ -53,17 +58,19 @@ class TransformersGenerator:
                 break
             number, seed = work[min(place, len(work) - 1)]
             batch = batches[number]
-            decoding_method = self._decoding_method(batch, seed)
+            decoding_method = self._decoding_method([rows[i] for i in batch], seed)
             generated = self._generate_batch([prompts[i] for i in batch], seed * 1_000_003 + number, decoding_method)
             answers.update(((seed, i), ids) for i, ids in zip(batch, generated))
         answers = of_all_ranks(answers)
         return {seed: [answers[seed, i] for i in range(len(prompts))] for seed in seeds}
 
     def generation_config(self) -> GenerationConfig:
-        return generation_config(self.tokenizer, self.args, self.max_new_tokens)
+        config = generation_config(self.tokenizer, self.args, self.max_new_tokens)
+        config.suppress_tokens = list(self.forbidden) or None
+        return config
 
-    def _decoding_method(self, batch: Sequence[int], seed: int) -> Callable | None:
-        """What `generate` calls instead of its own loop; None: its own. batch: indices of the prompts."""
+    def _decoding_method(self, rows: Sequence[int], seed: int) -> Callable | None:
+        """What `generate` calls instead of its own loop; None: its own. rows: numbers of a batch's prompts."""
         return None
 
     def _generate_batch(

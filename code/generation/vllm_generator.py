@@ -1,9 +1,11 @@
 """Generation with vLLM, where it is installed: the fastest on a GPU, in one process.
 
-vLLM reads a folder, so the model in memory, adapter and all, is written to a temporary one, once per model. Each answer
-has a seed of its own. Tested against a stub of vLLM's interface (`LLM`, `SamplingParams`, version 0.11) only.
+vLLM reads a folder, so the model in memory, adapter and all, is written to a temporary one, once per model; a model in
+training gives it its weights again before each use (`refresh`). Each answer has a seed of its own. Tested against a
+stub of vLLM's interface (`LLM`, `SamplingParams`, version 0.11) only.
 """
 
+import copy
 import importlib.util
 import tempfile
 from collections.abc import Sequence
@@ -12,25 +14,25 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from arguments import GenerationArguments
 from generation.base import decoding, up_to_eos
 from runtime.ranks import Ranks
 
-SHARE_OF_FREE_MEMORY = 0.9
+SHARE_OF_FREE_MEMORY, SHARE_BESIDE_TRAINING = 0.9, 0.3
 
 _engines: WeakKeyDictionary = WeakKeyDictionary()  # by model: the engine and the longest prompt with answer
 
 
-def check_vllm() -> None:
-    """Raises ValueError where vLLM cannot run."""
+def check_vllm(flag: str = "--generator") -> None:
+    """Raises ValueError where vLLM cannot run. flag: what asks for it."""
     if importlib.util.find_spec("vllm") is None:
-        raise ValueError("--generator vllm: vllm is not installed; pip install vllm, or use --generator dropping")
+        raise ValueError(f"{flag} vllm: vllm is not installed; pip install vllm, or use {flag} dropping")
     if (ranks := Ranks.from_environment().world_size) > 1:
         raise ValueError(
-            f"--generator vllm: it runs in one process, and there are {ranks}; start with python, not torchrun or "
-            "deepspeed"
+            f"{flag} vllm: it runs in one process, and there are {ranks}; start with python, not torchrun or deepspeed"
         )
 
 
@@ -43,7 +45,9 @@ class VllmGenerator:
     args: GenerationArguments
     max_new_tokens: int
 
-    def generate(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> dict[int, list[list[int]]]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], rows: Sequence[int] | None = None
+    ) -> dict[int, list[list[int]]]:
         check_vllm()
         if not prompts:
             return {seed: [] for seed in seeds}
@@ -51,10 +55,10 @@ class VllmGenerator:
 
         eos, settings = self.tokenizer.eos_token_id, self._sampling()
         engine = engine_of(self.model, max(map(len, prompts)) + settings["max_tokens"])
-        requests = [{"prompt_token_ids": list(ids)} for ids in prompts]
+        requests = [{"prompt_token_ids": list(map(int, ids))} for ids in prompts]
         answers = {}
         for seed in seeds:
-            params = [SamplingParams(seed=row_seed(seed, row), **settings) for row in range(len(prompts))]
+            params = [SamplingParams(seed=row_seed(seed, row), **settings) for row in rows or range(len(prompts))]
             outputs = [request.outputs[0] for request in engine.generate(requests, params)]
             answers[seed] = [ended(list(output.token_ids), output.finish_reason, eos) for output in outputs]
         return answers
@@ -73,8 +77,11 @@ class VllmGenerator:
         }
 
 
-def engine_of(model: PreTrainedModel, longest: int) -> object:
-    """The engine with the weights of `model`, made at its first use. longest: tokens of prompt and answer."""
+def engine_of(model: PreTrainedModel, longest: int, share: float = SHARE_OF_FREE_MEMORY) -> object:
+    """The engine with the weights of `model`, made at its first use.
+
+    longest: tokens of prompt and answer. share: of the free memory, that it takes.
+    """
     from vllm import LLM
 
     engine, room = _engines.get(model, (None, 0))
@@ -83,9 +90,9 @@ def engine_of(model: PreTrainedModel, longest: int) -> object:
     memory = {}
     if model.device.type == "cuda":  # vLLM counts what this process holds, too
         free, total = torch.cuda.mem_get_info(model.device)
-        memory["gpu_memory_utilization"] = SHARE_OF_FREE_MEMORY * free / total
+        memory["gpu_memory_utilization"] = share * free / total
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
+        _merged(model).save_pretrained(folder)
         engine = LLM(
             model=folder,
             dtype=str(model.dtype).removeprefix("torch."),
@@ -96,6 +103,22 @@ def engine_of(model: PreTrainedModel, longest: int) -> object:
         )
     _engines[model] = (engine, longest)
     return engine
+
+
+def refresh(model: PreTrainedModel | PeftModel, longest: int) -> None:
+    """An engine with the weights of a model in training as they are now. longest: as for `engine_of`."""
+    if model not in _engines:
+        engine_of(model, longest, SHARE_BESIDE_TRAINING)
+        return
+    engine, _ = _engines[model]
+    weights = list(_merged(model).state_dict().items())
+    engine.apply_model(lambda loaded: loaded.load_weights(weights))
+    engine.reset_prefix_cache()
+
+
+def _merged(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The model itself, or a copy with its adapter merged: merging in place would round the weights in training."""
+    return copy.deepcopy(model).merge_and_unload() if isinstance(model, PeftModel) else model
 
 
 def row_seed(seed: int, row: int) -> int:

@@ -7,10 +7,17 @@ come from safetensors only, and code that comes with a model runs only with --tr
 from pathlib import Path
 
 import torch
+from deepspeed.accelerator import get_accelerator
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from arguments import ModelArguments, TeacherArguments
@@ -22,7 +29,11 @@ disable_progress_bar()  # every rank would draw one
 
 def load_tokenizer(path: str, trust_remote_code: bool = False, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a model; if it has no PAD token, EOS is used. Raises ValueError if it has no EOS."""
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
+    except OSError as error:  # no such name on the hub, or no connection
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: {reason}; pass the folder of a model or a hub id") from None
     if tokenizer.eos_token_id is None:
         raise ValueError(f"{path}: its tokenizer has no EOS token, so no answer could end; set eos_token there")
     if tokenizer.pad_token_id is None:
@@ -38,6 +49,7 @@ def load_student(args: ModelArguments, dtype: torch.dtype) -> PreTrainedModel | 
         attn_implementation=args.attn_implementation,
         trust_remote_code=args.trust_remote_code,
         revision=args.model_revision,
+        **_quantised(args.model_bits, dtype),
     )
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -47,6 +59,27 @@ def load_student(args: ModelArguments, dtype: torch.dtype) -> PreTrainedModel | 
     if args.peft_path is not None:
         return PeftModel.from_pretrained(model, args.peft_path, is_trainable=True, autocast_adapter_dtype=False)
     return add_adapter(model, args)
+
+
+def place(model: PreTrainedModel | PeftModel, device: torch.device | str) -> PreTrainedModel | PeftModel:
+    """`model` on the device; a quantised one is there already, and refuses to be moved."""
+    return model if getattr(model, "is_quantized", False) else model.to(device)
+
+
+def _quantised(bits: str | None, dtype: torch.dtype) -> dict:
+    """Options with which bitsandbytes holds the linear layers before the head in 4 or 8 bits, on this rank's GPU."""
+    if bits is None:
+        return {}
+    if bits == "8":
+        config = BitsAndBytesConfig(load_in_8bit=True)
+    else:  # as QLoRA: NormalFloat, its scales quantised again. Dettmers et al. 2023, arXiv 2305.14314
+        config = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    return {"quantization_config": config, "device_map": {"": get_accelerator().current_device_name()}}
 
 
 def add_adapter(model: PreTrainedModel, args: ModelArguments) -> PeftModel:
@@ -76,6 +109,7 @@ def load_teacher(
         attn_implementation=attn_implementation,
         trust_remote_code=trust_remote_code,
         revision=args.teacher_revision,
+        **_quantised(args.teacher_bits, dtype),
     )
     if args.teacher_peft_path is not None:
         model = merge_adapter(model, args.teacher_peft_path)
@@ -96,15 +130,31 @@ def load_checkpoint(
     path: a full checkpoint, to which `peft_path` adds an adapter; or an adapter alone, whose config names its base.
     """
     path, peft_path, revision = check_checkpoint(path, peft_path, revision)
+    tokenizer = load_checkpoint_tokenizer(path, peft_path, trust_remote_code=trust_remote_code, revision=revision)
     model = _load(
         path, dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code, revision=revision
     )
-    tokenizer_path = path
     if peft_path is not None:
         model = merge_adapter(model, peft_path)
-        if (Path(peft_path) / "tokenizer_config.json").is_file():
-            tokenizer_path, revision = peft_path, None
-    return model.eval(), load_tokenizer(tokenizer_path, trust_remote_code, revision)
+    return model.eval(), tokenizer
+
+
+def load_checkpoint_tokenizer(
+    path: str, peft_path: str | None = None, *, trust_remote_code: bool = False, revision: str | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint: the adapter's, if it has one. Raises ValueError as `check_checkpoint` does."""
+    path, peft_path, revision = check_checkpoint(path, peft_path, revision)
+    if peft_path is not None and (Path(peft_path) / "tokenizer_config.json").is_file():
+        path, revision = peft_path, None
+    return load_tokenizer(path, trust_remote_code, revision)
+
+
+def load_trained(
+    path: str, peft_path: str | None, revision: str | None, dtype: torch.dtype, trust_remote_code: bool = False
+) -> PreTrainedModel | PeftModel:
+    """What training had: the adapter beside the weights, not merged. path to revision: from `check_checkpoint`."""
+    model = _load(path, dtype, trust_remote_code=trust_remote_code, revision=revision)
+    return (model if peft_path is None else PeftModel.from_pretrained(model, peft_path)).eval()
 
 
 def check_checkpoint(

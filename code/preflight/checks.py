@@ -10,21 +10,24 @@ raises them.
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from deepspeed.accelerator import get_accelerator
+from transformers.utils import is_bitsandbytes_available
 
 from arguments import TrainConfig
 from criterions import Criterion, build_criterion, unused_arguments
 from criterions.fused import check_compiler
-from data_utils.dataset import InstructionDataset, check_rows_file
-from data_utils.prompts import prompt_template
+from criterions.pair import Pair
+from data_utils.dataset import InstructionDataset
+from data_utils.prompts import check_template
+from data_utils.sources import find_source, training_sources
 from generation.building import check_generator
 from models.attention import check_attention
 from models.files import check_adapter_path, check_model_path, check_revision
+from models.loading import load_tokenizer
 from models.sharding import sharding_settings
-from preflight.defaults import with_accumulation, with_checkpoints, with_precision, with_save_dir
+from preflight.defaults import with_accumulation, with_checkpoints, with_precision, with_rows, with_save_dir
 from preflight.estimates import (
     check_positions,
     describe_data,
@@ -33,6 +36,8 @@ from preflight.estimates import (
     estimate_memory,
     estimate_steps,
 )
+from preflight.examples import show_examples
+from preflight.on_policy import check_rows, describe_rows
 from preflight.report import Report
 from preflight.skeleton import ModelFacts, student_facts, teacher_facts
 from preflight.tokens import check_tokenizers
@@ -93,7 +98,10 @@ class Preflight:
         with report.collect_errors():
             longest = int(max(data.lengths.max() for data in datasets))
             check_positions(config, longest, [model for model in (self.student, self.teacher) if model is not None])
-        estimate_steps(config, train, self.ranks, report)
+        plan = estimate_steps(config, train, self.ranks, report)
+        if config.on_policy.enabled:
+            with report.collect_errors():
+                describe_rows(config, self.settings, train, plan, self.student, self.teacher, report)
         if self.teacher is not None:
             with report.collect_errors():
                 tokens = sum(int(data.responses.sum()) for data in datasets)
@@ -101,6 +109,12 @@ class Preflight:
         if self.student is not None:
             with report.collect_errors():
                 estimate_memory(config, self.settings, self.student, self.teacher, train.lengths, self.ranks, report)
+
+    def show_examples(self, train: InstructionDataset, count: int = 1) -> None:
+        """The first rows as the model sees them, what is learnt in marks."""
+        model = self.config.model
+        tokenizer = load_tokenizer(model.model_path, model.trust_remote_code, model.model_revision)
+        show_examples(train, tokenizer, self.report, count)
 
     def _describe(self, name: str, model: ModelFacts, dtype: torch.dtype) -> None:
         trainable = ""
@@ -118,7 +132,7 @@ def check(config: TrainConfig) -> Preflight:
     """Flags and files; fills in what the flags leave open. Raises ValueError with one line per mistake."""
     report, criterion, settings, ranks = Report(), None, None, Ranks.from_environment()
     with report.collect_errors():
-        criterion = build_criterion(config.kd.objective, config.kd)
+        criterion = _build_criterion(config)
     resolved = False
     with report.collect_errors():
         config = with_checkpoints(config, criterion is None or criterion.needs_teacher)
@@ -127,6 +141,7 @@ def check(config: TrainConfig) -> Preflight:
         config = with_precision(config)
     with report.collect_errors():
         config = with_accumulation(config, ranks)
+    config = with_rows(config)
     with report.collect_errors():
         settings = read_deepspeed_settings(config.train)
     with report.collect_errors():
@@ -141,10 +156,15 @@ def check(config: TrainConfig) -> Preflight:
         if resolved and criterion is not None and criterion.needs_teacher:
             _check_teacher(config)
     with report.collect_errors():
+        _check_bits(config, settings, criterion is None or criterion.needs_teacher)
+    with report.collect_errors():
         if config.train.eval_gen:
             check_generator(config.generation, training=True, zero_stage=settings.stage if settings else 0)
     with report.collect_errors():
-        prompt_template(config.data.prompt_template)
+        check_template(config.data.prompt_template)
+    with report.collect_errors():
+        if criterion is not None:
+            check_rows(config, criterion)
     with report.collect_errors():
         _check_data(config)
     report.stop_on_errors()
@@ -155,6 +175,14 @@ def check(config: TrainConfig) -> Preflight:
         )
     _check_dtypes(config, settings, criterion.needs_teacher)
     return Preflight(with_save_dir(config, criterion, settings, ranks), criterion, settings, ranks)
+
+
+def _build_criterion(config: TrainConfig) -> Criterion:
+    criterion, args = build_criterion(config.kd.objective, config.kd), config.on_policy
+    if args.schedule != "pair":
+        return criterion
+    student = build_criterion(args.student_kd_objective, config.kd, "--student-kd-objective")
+    return Pair(criterion, student, args.pair_weight)
 
 
 def _check_student(config: TrainConfig) -> None:
@@ -178,6 +206,29 @@ def _check_teacher(config: TrainConfig) -> None:
         check_adapter_path("--teacher-peft-path", teacher.teacher_peft_path)
 
 
+def _check_bits(config: TrainConfig, settings: DeepSpeedSettings | None, needs_teacher: bool) -> None:
+    """Raises ValueError if a model cannot be held in 4 or 8 bits here."""
+    for flag, bits in (("--model-bits", config.model.model_bits), ("--teacher-bits", config.teacher.teacher_bits)):
+        if bits is None or (flag == "--teacher-bits" and not needs_teacher):
+            continue
+        device = get_accelerator().device_name()
+        if device != "cuda":
+            raise ValueError(f"{flag} {bits}: needs a CUDA GPU, and this machine's device is {device}; drop the flag")
+        if not is_bitsandbytes_available():
+            raise ValueError(
+                f"{flag} {bits}: bitsandbytes is not installed; pip install bitsandbytes, or drop the flag"
+            )
+        if settings is not None and settings.stage == 3:
+            raise ValueError(
+                f"{flag} {bits}: ZeRO-3 cannot partition quantised weights; use a file of ZeRO-0 to ZeRO-2"
+            )
+        if flag == "--teacher-bits" and config.teacher.teacher_peft_path is not None:
+            raise ValueError(
+                f"{flag} {bits}: --teacher-peft-path {config.teacher.teacher_peft_path} would be merged into rounded "
+                "weights; merge it first (bash scripts/export.sh RUN OUT), and pass OUT as --teacher-model-path"
+            )
+
+
 def _check_dtypes(config: TrainConfig, settings: DeepSpeedSettings, needs_teacher: bool) -> None:
     """Whether device and attention kernel support the dtypes of student and teacher."""
     check_precision(config.train, settings)
@@ -197,9 +248,9 @@ def _check_data(config: TrainConfig) -> None:
     tokens, longest = config.train.tokens_per_micro_batch, config.data.max_length
     if tokens is not None and tokens < longest:
         raise ValueError(f"--tokens-per-micro-batch {tokens}: pass at least --max-length {longest}, one full example")
-    train_file = Path(config.data.data_dir) / "train.jsonl"
-    check_rows_file(train_file)
-    if config.train.eval_gen and not train_file.with_name("dev.jsonl").is_file():
+    source = find_source(config.data.data_dir, "train", config.data)
+    if config.train.eval_gen and source.hub is None and training_sources(config.data)[1] is None:
         raise FileNotFoundError(
-            f"--eval-gen: no dev.jsonl in --data-dir {config.data.data_dir}; add one, or drop the flag"
+            f"--eval-gen: no dev rows in --data-dir {config.data.data_dir}, and too few to hold some out; add a "
+            "dev.jsonl, or drop the flag"
         )

@@ -12,7 +12,15 @@ from typing import TypeVar
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from arguments import KDArguments, ModelArguments, TeacherArguments, TrainArguments, TrainConfig
+from arguments import (
+    SHORTHANDS,
+    KDArguments,
+    ModelArguments,
+    OnPolicyArguments,
+    TeacherArguments,
+    TrainArguments,
+    TrainConfig,
+)
 from criterions import Criterion
 from models.folders import ROOT, find_checkpoint, run_arguments
 from preflight.report import Report
@@ -103,6 +111,23 @@ def with_accumulation(config: TrainConfig, ranks: Ranks) -> TrainConfig:
     return config._replace(train=replace(args, gradient_accumulation_steps=wanted // at_once))
 
 
+def with_rows(config: TrainConfig) -> TrainConfig:
+    """Spells out --gkd and its like, and fills in how answers are sampled. Without them, changes nothing."""
+    args, data = config.on_policy, config.data
+    if not args.enabled:
+        return config
+    longest, at_once = args.gen_max_new_tokens, args.gen_tokens_per_batch
+    args = replace(
+        args,
+        student_gen=True,
+        gen_schedule=args.schedule,
+        **dict.fromkeys(SHORTHANDS, False),
+        gen_max_new_tokens=longest or data.max_length - data.max_prompt_length,
+        gen_tokens_per_batch=at_once or config.train.eval_batch_size * data.max_length,
+    )
+    return config._replace(on_policy=args)
+
+
 def with_save_dir(config: TrainConfig, criterion: Criterion, settings: DeepSpeedSettings, ranks: Ranks) -> TrainConfig:
     """Names --save-dir after the run: outputs/<model type>/<student>/<objective>/<setting>."""
     if config.train.save_dir is not None:
@@ -122,10 +147,12 @@ def setting_name(config: TrainConfig, criterion: Criterion, settings: DeepSpeedS
             f"{model.peft}-rank={model.peft_lora_r}-alpha={model.peft_lora_alpha}-dropout={model.peft_lora_dropout}"
         )
     _, objective = criterion.folder_names(config.kd.objective)
+    if model.model_bits is not None:
+        tuning += f"-bits={model.model_bits}"
     parts = [f"criterion={objective}", f"{tuning}-{settings.precision}"]
     if criterion.needs_teacher:
         parts.append(f"teacher={config.teacher.teacher_ckpt_name}")
-    parts += _hyper_parameters(config.kd, criterion, objective)
+    parts += _hyper_parameters(config.kd, criterion, objective) + _rows(config.on_policy)
     parts += [f"epoch={train.num_epochs}", _batch(train, ranks), f"lr={train.lr}"]
     if train.seed != _default(train, "seed"):
         parts.append(f"seed={train.seed}")
@@ -156,6 +183,16 @@ def _hyper_parameters(args: KDArguments, criterion: Criterion, objective: str) -
         if name in ("kd_rate", "kd_temperature") or (value != _default(args, name) and not is_named):
             parts.append(f"{SHORT.get(name, name.replace('_', '-'))}={value}")
     return parts
+
+
+def _rows(args: OnPolicyArguments) -> list[str]:
+    """The schedule of sampled rows, and what of it and of the sampling was changed from the default."""
+    if not args.enabled:
+        return []
+    filled_in = ("student_gen", "gen_schedule", "gen_engine", "gen_max_new_tokens", "gen_tokens_per_batch")
+    names = [field.name for field in fields(args) if field.name not in filled_in]
+    changed = {name: value for name in names if (value := getattr(args, name)) != _default(args, name)}
+    return [f"gen={args.schedule}", *(f"{name.replace('_', '-')}={value}" for name, value in changed.items())]
 
 
 def _default(group: object, name: str) -> object:

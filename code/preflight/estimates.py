@@ -15,8 +15,10 @@ from deepspeed.accelerator import get_accelerator
 
 from arguments import TrainConfig
 from data_utils.dataset import InstructionDataset
-from data_utils.epoch_plan import epoch_plan, total_steps, warmup_steps
+from data_utils.epoch_plan import EpochPlan, epoch_plan, total_steps, warmup_steps
+from data_utils.sources import training_sources
 from preflight.machine import host_memory
+from preflight.on_policy import sampling_bytes
 from preflight.report import Report, size
 from preflight.skeleton import ModelFacts
 from runtime.atomic import existing_part
@@ -26,6 +28,8 @@ from teacher.building import teacher_dtype
 
 FP32 = 4
 MOMENTS = 2 * FP32  # Adam keeps two per parameter
+# Bytes per quantised weight. 4 bits: an 8-bit scale per 64 weights, an fp32 scale per 256 of those.
+QUANTISED = {"4": 1 / 2 + 1 / 64 + FP32 / (64 * 256), "8": 1.0}
 SAMPLED_BATCHES = 64
 FEW = 0.05  # of the rows may be cut without a warning
 
@@ -40,15 +44,21 @@ def describe_data(
     args = config.data
     if dev is None:
         report.warn(f"no dev.jsonl in --data-dir {args.data_dir}: the latest checkpoint is kept, not the best")
+    elif (part := training_sources(args)[1]) is not None and part.part == "dev":
+        report.fact("data", f"no dev file: {len(dev):,} rows of {part.name} are held out as dev, by a hash of each row")
     for name, data in (("train", train), ("dev", dev)):
         if data is None:
             continue
         empty = int((data.responses == 0).sum())
+        forms = "; ".join(f"{count:,} of {form}" for form, count in data.forms.items())
+        report.fact("rows", f"{name}: {forms}")
+        chats = f"{data.cut_chats:,} chats lost their oldest turns; " if data.cut_chats else ""
         report.fact(
             name,
             f"{len(data):,} rows, {data.lengths.sum():,} tokens, {data.responses.sum():,} of them responses; "
-            f"{data.cut_prompts:,} prompts cut to --max-prompt-length {args.max_prompt_length}, {data.cut_responses:,} "
-            f"responses to --max-length {args.max_length}; {empty:,} rows keep no response token",
+            f"{chats}{data.cut_prompts:,} prompts cut to --max-prompt-length {args.max_prompt_length}, "
+            f"{data.cut_responses:,} responses to --max-length {args.max_length}; {empty:,} rows keep no response "
+            "token",
         )
         for cut, count, flag in (
             ("prompts are cut", data.cut_prompts, "--max-prompt-length"),
@@ -59,16 +69,17 @@ def describe_data(
 
 
 def check_positions(config: TrainConfig, longest: int, models: list[ModelFacts]) -> None:
-    """Raises ValueError if a row, or an answer under --eval-gen, may have more tokens than a model has positions."""
-    needed = max(longest, config.data.max_length if config.train.eval_gen else 0)
+    """Raises ValueError if a row, or an answer made in training, may have more tokens than a model has positions."""
+    answers = config.train.eval_gen or config.on_policy.samples
+    needed = max(longest, config.data.max_length if answers else 0)
     for model in models:
         positions = getattr(model.text_config, "max_position_embeddings", None)
         if positions is not None and needed > positions:
             raise ValueError(f"--max-length {config.data.max_length}: {model.path} has {positions} positions; lower it")
 
 
-def estimate_steps(config: TrainConfig, train: InstructionDataset, ranks: Ranks, report: Report) -> None:
-    """Steps per epoch and in all, examples or tokens per step."""
+def estimate_steps(config: TrainConfig, train: InstructionDataset, ranks: Ranks, report: Report) -> EpochPlan:
+    """Steps per epoch and in all, examples or tokens per step. Returns the plan of the epochs."""
     args, rows = config.train, len(train.lengths)
     plan = epoch_plan(train, args, ranks.world_size, "packed" if config.data.packing else "padded")
     per_epoch, total = len(plan), total_steps(plan, args)
@@ -87,6 +98,7 @@ def estimate_steps(config: TrainConfig, train: InstructionDataset, ranks: Ranks,
     )
     if warmup_steps(args, total) >= total:
         report.warn(f"the warm-up takes all {total:,} steps, --lr {args.lr:g} is never reached; lower --warmup-iters")
+    return plan
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------
@@ -138,23 +150,32 @@ def bytes_per_rank(
     keeps_fp32_sum = width < FP32 and settings.raw.get("data_types", {}).get("grad_accum_dtype") == "fp32"
     gradients = (width + FP32 if keeps_fp32_sum else width) * student.trainable
     parts = {
-        "weights": student.parameters * width // (world_size if stage == 3 else 1),
+        "weights": weight_bytes(student, settings.dtype, config.model.model_bits) // (world_size if stage == 3 else 1),
         "gradients": gradients // (world_size if stage >= 2 else 1),
         "optimiser": optimiser_bytes(student, settings) // (world_size if stage >= 1 else 1),
     }
-    if teacher is not None and config.teacher.teacher_cache is not None:  # its head alone stays
+    if teacher is not None and config.teacher.teacher_cache is not None and not config.on_policy.samples:
+        # its head alone stays
         parts["teacher"] = teacher.head_rows * teacher.head_columns * teacher_dtype(config, settings.dtype).itemsize
     elif teacher is not None:
         parts["teacher"] = teacher_bytes(config, settings, teacher, ranks)
     if stage and world_size > 1:
         bucket = min(settings.zero.get("reduce_bucket_size", 500_000_000), student.trainable)
         parts["ZeRO buckets"] = 2 * width * bucket
+    parts |= sampling_bytes(config, settings, student)
     on_host = {
         part: parts.pop(part)
         for part, key in (("optimiser", "offload_optimizer"), ("weights", "offload_param"))
         if (settings.zero.get(key) or {}).get("device", "none") != "none"
     }
     return parts, on_host
+
+
+def weight_bytes(model: ModelFacts, dtype: torch.dtype, bits: str | None) -> int:
+    """All weights in `dtype` or, with `bits`, those of the linear layers before the head in so many."""
+    if bits is None:
+        return model.parameters * dtype.itemsize
+    return (model.parameters - model.linear) * dtype.itemsize + round(model.linear * QUANTISED[bits])
 
 
 def optimiser_bytes(student: ModelFacts, settings: DeepSpeedSettings) -> int:
@@ -164,7 +185,7 @@ def optimiser_bytes(student: ModelFacts, settings: DeepSpeedSettings) -> int:
 
 def teacher_bytes(config: TrainConfig, settings: DeepSpeedSettings, teacher: ModelFacts, ranks: Ranks) -> int:
     """A live teacher's bytes per rank: whole, or under ZeRO-3 a share."""
-    whole = teacher.parameters * teacher_dtype(config, settings.dtype).itemsize
+    whole = weight_bytes(teacher, teacher_dtype(config, settings.dtype), config.teacher.teacher_bits)
     return whole // (ranks.world_size if settings.stage == 3 else 1)
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from peft import PeftConfig, PeftModel, PeftType, get_peft_model_state_dict
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from arguments import ModelArguments, TeacherArguments
 from models.files import ADAPTER, read_json, read_shapes
@@ -18,6 +20,7 @@ from preflight.report import Report
 class ModelFacts:
     """A model as it will be loaded; counts are of parameters.
 
+    linear: in the weights of linear layers before the head, which are those that can be quantised.
     head_rows, head_columns: shape of the head's weight, ids x hidden size.
     """
 
@@ -25,6 +28,7 @@ class ModelFacts:
     config: PretrainedConfig
     parameters: int
     trainable: int
+    linear: int
     head_rows: int
     head_columns: int
 
@@ -131,11 +135,13 @@ def _check_shapes(flag: str, path: str, model: PreTrainedModel) -> None:
 def _facts(path: str, model: PreTrainedModel | PeftModel) -> ModelFacts:
     parameters = list(model.parameters())
     head = model.get_output_embeddings().weight
+    linear = (module.weight for module in model.modules() if isinstance(module, (nn.Linear, Conv1D)))
     return ModelFacts(
         path=path,
         config=model.config,
         parameters=sum(p.numel() for p in parameters),
         trainable=sum(p.numel() for p in parameters if p.requires_grad),
+        linear=sum(weight.numel() for weight in linear if weight is not head and not weight.requires_grad),
         head_rows=head.shape[0],
         head_columns=head.shape[1],
     )

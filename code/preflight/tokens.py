@@ -1,13 +1,15 @@
 """Whether teacher and student read and end texts alike: vocabularies, special tokens, chat templates."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from arguments import TrainConfig
-from data_utils.dataset import read_rows
-from data_utils.prompts import prompt_template
+from data_utils.prompts import ChatTemplate, prompt_template
 from data_utils.prompts.alpaca import INTRODUCTION
+from data_utils.rows import read_rows
+from data_utils.sources import find_source
 from models.loading import load_tokenizer
 from models.vocabulary import shared_vocabulary
 from preflight.report import Report
@@ -20,8 +22,10 @@ def check_tokenizers(config: TrainConfig, student: ModelFacts, teacher: ModelFac
     """Facts and warnings. Raises ValueError where the objectives would compare different tokens."""
     model = config.model
     ours = load_tokenizer(model.model_path, model.trust_remote_code, model.model_revision)
+    template = prompt_template(config.data.prompt_template, ours)
     report.fact("tokenizer", f"{len(ours):,} tokens; {', '.join(f'{role} {_token(ours, role)}' for role in ROLES)}")
-    _check_ends("--model-path", ours, student, report)
+    if not template.takes_chats or model.peft is not None:  # else a checkpoint's generation_config.json stops there
+        _check_ends("--model-path", ours, student, report)
     if teacher is None:
         return
     theirs = load_tokenizer(teacher.path, model.trust_remote_code, config.teacher.teacher_revision)
@@ -32,18 +36,29 @@ def check_tokenizers(config: TrainConfig, student: ModelFacts, teacher: ModelFac
             f"; the teacher's last {teacher.head_rows - shared:,} ids are dropped, and their probability is measured"
         )
     report.fact("vocabulary", text)
-    _compare(ours, theirs, report)
-    if theirs.chat_template and _uses_alpaca(config):
+    if template.takes_chats:
+        _compare_chats(template, theirs, teacher.path, report)
+    if config.on_policy.gen_engine == "vllm" and shared < student.head_rows:
+        raise ValueError(
+            f"--gen-engine vllm: cannot keep the {student.head_rows - shared:,} ids that the teacher lacks out of the "
+            "answers; use --gen-engine dropping"
+        )
+    _compare(ours, theirs, report, config.on_policy.samples)
+    if theirs.chat_template and not template.takes_chats and _uses_alpaca(config, ours):
         _warn_of_chat(ours, teacher.path, report)
 
 
-def _compare(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, report: Report) -> None:
+def _compare(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, report: Report, samples: bool) -> None:
+    """samples: the student also learns on its own answers, which then would grow from step to step."""
     if ours.eos_token_id != theirs.eos_token_id:
-        report.warn(
+        message = (
             f"answers end with {_token(ours, 'EOS')} for the student and with {_token(theirs, 'EOS')} for the teacher: "
             "labels and teacher contradict each other, and the student may not stop; give both the same eos_token in "
             "tokenizer_config.json, or first fine-tune the teacher on this data with the student's"
         )
+        if samples:
+            raise ValueError(f"--student-gen: {message}")
+        report.warn(message)
     if _starts_with_bos(ours) != _starts_with_bos(theirs):
         who = ("the student's", "the teacher's")[_starts_with_bos(theirs)]
         report.warn(
@@ -55,6 +70,20 @@ def _compare(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, rep
             "",
             f"the teacher's PAD is {_token(theirs, 'PAD')}; harmless, since lengths say where an example ends",
         )
+
+
+def _compare_chats(template: ChatTemplate, theirs: PreTrainedTokenizerBase, teacher_path: str, report: Report) -> None:
+    """Both models read the student's text. The teacher's EOS becomes what its own template ends an answer with."""
+    if theirs.chat_template != template.source:
+        other = "has another chat template" if theirs.chat_template else "has no chat template"
+        report.warn(
+            f"--teacher-model-path {teacher_path} {other}; both models read the text of the student's, which the "
+            "teacher was not trained on: fine-tune it on this data first (--criterion cross_entropy), or pass the "
+            f"teacher's template as a file, such as {Path(teacher_path) / 'chat_template.jinja'}"
+        )
+    if theirs.chat_template:
+        with suppress(ValueError):  # one that ends no answer
+            theirs.eos_token_id = ChatTemplate(theirs).end_of_turn
 
 
 def _check_ends(flag: str, tokenizer: PreTrainedTokenizerBase, model: ModelFacts, report: Report) -> None:
@@ -76,10 +105,13 @@ def _generation_ends(model: ModelFacts) -> list[int]:
     return [] if ends is None else list(ends) if isinstance(ends, list | tuple) else [ends]
 
 
-def _uses_alpaca(config: TrainConfig) -> bool:
+def _uses_alpaca(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the first rows are in the Alpaca template, by default or in their own `prompt`."""
     opening = INTRODUCTION.partition("{")[0]
-    rows = read_rows(Path(config.data.data_dir) / "train.jsonl", prompt_template(config.data.prompt_template), 8)
+    source = find_source(config.data.data_dir, "train", config.data)
+    if source.hub is not None:
+        return config.data.prompt_template == "alpaca"
+    rows = read_rows(source, prompt_template(config.data.prompt_template, tokenizer), 8)
     return any(row.prompt.startswith(opening) for row in rows)
 
 
@@ -89,8 +121,7 @@ def _warn_of_chat(ours: PreTrainedTokenizerBase, teacher_path: str, report: Repo
     pair = "" if ours.chat_template else ", and the student is a base model"
     report.warn(
         f"--teacher-model-path {teacher_path} is a chat model{pair}; the rows are in the Alpaca template, which it was "
-        "not trained on: fine-tune it on this data first (--criterion cross_entropy), or give every row a `prompt` in "
-        "its chat template"
+        "not trained on: pass --prompt-template chat, or fine-tune it on this data first (--criterion cross_entropy)"
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.comparison import LEVEL, Comparison, bootstrap_means, compare, holm
+from reporting.titles import titles
 
 METRIC = "rougeL"  # evaluation.metrics.MAIN_METRIC; importing that takes seconds
 NOT_OF_THE_SETTING = {"weights", "model_path", "peft_path", "data_dir", "data"}  # these may differ within a comparison
@@ -112,12 +113,17 @@ def extremes(models: Mapping[str, Mapping[str, Evaluation]], first: str, second:
     changes.sort(reverse=True)
     chosen = [change for change in changes[:EXAMPLES] if change[0] > 0]
     chosen += [change for change in changes[-EXAMPLES:] if change[0] < 0]
+    prompts = {
+        name: [str(answer.get("prompt", "")) for answer in of_set.answers] for name, of_set in models[first].items()
+    }
+    named = {name: titles(of_set) for name, of_set in prompts.items()}
     return [
         {
             "change": change,
             "set": name,
             "row": i + 1,
-            "prompt": str(models[first][name].answers[i].get("prompt", "")),
+            "title": named[name][i],
+            "prompt": prompts[name][i],
             "references": [str(text) for text in models[first][name].answers[i].get("references", [])],
             "answers": [
                 (label, str(of_set[name].answers[i].get("answer", "")), float(of_set[name].scores_N[i]))

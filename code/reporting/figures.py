@@ -26,13 +26,17 @@ class Series:
 
 @dataclass(frozen=True)
 class Heat:
-    """A matrix in colours; `texts` are written into its cells. diverging: 0 is the middle of the colours."""
+    """A matrix in colours. texts: of its cells; it is then a table in the page, and 0 the middle of its colours."""
 
     rows: Sequence[str]
     columns: Sequence[str]
     values: Sequence[Sequence[float]]
     texts: Sequence[Sequence[str]] | None = None
-    diverging: bool = False
+
+    @property
+    def far(self) -> float:
+        """The largest value without its sign, where the full colour is."""
+        return max((abs(value) for row in self.values for value in row if value is not None), default=0) or 1.0
 
 
 @dataclass(frozen=True)

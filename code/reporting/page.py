@@ -115,7 +115,8 @@ def _sections(
         Section(
             "tokens",
             "Tokens",
-            "Dev references as tokens. Choose a colour, move through the epochs, click a token for both models.",
+            "Dev references as tokens. Choose a colour, move through the epochs, click a token for both models' first "
+            "choices: q is the student's probability, p the teacher's, w ToDi's weight of forward KL.",
             content=tokens,
         ),
         Section("gap", "Where the student differs", "On the probed dev rows.", gap_figures(groups)),
@@ -151,7 +152,7 @@ def _matrix(compared: Sequence[Pair], labels: Sequence[str]) -> list[Figure]:
         values[i][j], values[j][i] = difference, -difference
         texts[i][j], texts[j][i] = (f"{d:+.2f}{stars}".replace("-", "−") for d in (difference, -difference))
     caption = "Row minus column. * p < 0.05, ** p < 0.01, *** p < 0.001, after Holm's correction."
-    heat = Heat(labels, labels, values, texts, diverging=True)
+    heat = Heat(labels, labels, values, texts)
     return [Figure("significance", "ROUGE-L differences", caption, "", "", heat=heat)]
 
 

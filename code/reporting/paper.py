@@ -64,8 +64,7 @@ def _draw_heat(canvas, axes, heat: Heat) -> None:
     import numpy as np
 
     values = np.array(heat.values, dtype=float)
-    far = float(np.nanmax(np.abs(values))) or 1.0
-    limits = {"vmin": -far, "vmax": far, "cmap": "RdBu"} if heat.diverging else {"vmin": 0, "cmap": "Blues"}
+    limits = {"vmin": -heat.far, "vmax": heat.far, "cmap": "RdBu"} if heat.texts else {"vmin": 0, "cmap": "Blues"}
     image = axes.imshow(values, aspect="auto", **limits)
     axes.set_xticks(range(len(heat.columns)), heat.columns)
     axes.set_yticks(range(len(heat.rows)), heat.rows)

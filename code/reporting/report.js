@@ -41,20 +41,11 @@ function seriesTraces(series) {
 }
 
 function heatTrace(heat) {
-  const clear = `rgba(${cssVariable("--high")}, 0)`;
-  const rgb = (name) => `rgba(${cssVariable(name)}, ${heat.texts ? 0.55 : 1})`; // text must stay legible
-  const far = Math.max(1e-9, ...heat.values.flat().map((value) => Math.abs(value ?? 0)));
   return {
-    type: "heatmap", z: heat.values, x: heat.columns.map(plotlyText), y: heat.rows.map(plotlyText),
-    text: heat.texts ? heat.texts.map((row) => row.map(plotlyText)) : undefined,
-    texttemplate: heat.texts ? "%{text}" : undefined, textfont: { color: cssVariable("--ink") },
-    zmin: heat.diverging ? -far : 0, zmax: far, showscale: !heat.diverging,
-    colorscale: heat.diverging
-      ? [[0, rgb("--heat")], [0.4999, `rgba(${cssVariable("--heat")}, 0)`], [0.5, clear], [1, rgb("--high")]]
-      : [[0, clear], [1, rgb("--high")]],
+    type: "heatmap", z: heat.values, x: heat.columns.map(plotlyText), y: heat.rows.map(plotlyText), zmin: 0, zmax: 1,
+    colorscale: [[0, `rgba(${cssVariable("--high")}, 0)`], [1, `rgba(${cssVariable("--high")}, 1)`]],
     colorbar: { thickness: 10, outlinewidth: 0, len: 0.95, tickfont: { color: cssVariable("--soft") } },
-    hoverongaps: false, xgap: 2, ygap: 2,
-    hovertemplate: heat.diverging ? "%{y} − %{x}: %{z:+.2f}<extra></extra>" : "%{x}, epoch %{y}: %{z:.2f}<extra></extra>",
+    hoverongaps: false, xgap: 2, ygap: 2, hovertemplate: "%{x}, epoch %{y}: %{z:.2f}<extra></extra>",
   };
 }
 
@@ -63,13 +54,13 @@ function layout(figure) {
   const isHeat = figure.heat !== null;
   const axis = (title, range) => ({
     title: { text: plotlyText(title), font: { size: 12, color: soft }, standoff: 8 }, gridcolor: grid, zeroline: false,
-    linecolor: grid, tickfont: { size: 11, color: soft }, automargin: true, fixedrange: narrow.matches,
+    linecolor: grid, tickfont: { size: 11, color: soft }, fixedrange: narrow.matches,
     ...(isHeat ? { type: "category", showgrid: false } : {}), ...(range ? { range } : {}),
   });
   const points = figure.series.some((series) => series.mark === "points");
   const named = figure.series.some((series) => typeof series.x[0] === "string"); // "1" too is a name, not a number
   return {
-    margin: { l: 46, r: 10, t: 8, b: 40 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    margin: { l: 60, r: 10, t: 8, b: 42 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: "system-ui, sans-serif", color: cssVariable("--ink"), size: 12 },
     xaxis: { ...axis(figure.x, figure.x_range), ...(named ? { type: "category" } : {}) },
     yaxis: { ...axis(figure.y, figure.y_range), ...(isHeat ? { autorange: "reversed" } : {}) },
@@ -166,8 +157,7 @@ class TokenView {
   openRun() {
     const lengths = this.ofRun.rows.map((row) => row.tokens.length);
     const before = this.row.value || lengths.indexOf(Math.max(...lengths));
-    const title = (row) => row.prompt.replace(/\s+/g, " ").trim().slice(-90);
-    this.row.replaceChildren(...this.ofRun.rows.map((row, index) => new Option(`${index + 1}. …${title(row)}`, index)));
+    this.row.replaceChildren(...this.ofRun.rows.map((row, index) => new Option(`${index + 1}. ${row.title.slice(0, 120)}`, index)));
     this.row.value = Math.min(before, this.ofRun.rows.length - 1);
     const known = this.ofRun.rows[0].epochs[0].values;
     [...this.measure.options].forEach((option, index) => { option.disabled = !(this.data.measures[index].field in known); });

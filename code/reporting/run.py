@@ -103,7 +103,7 @@ class Run:
             found.append(f"{skipped:.0f} steps were skipped: their loss was not finite")
         losses = [record["loss"] for record in self.dev if is_number(record.get("loss")) and record.get("step")]
         if losses and (rise := losses[-1] / min(losses) - 1) > 0.02:
-            found.append(f"dev NLL ends {rise:.0%} above its lowest value: the last epochs overfit")
+            found.append(f"dev NLL ends {100 * rise:.0f} % above its lowest value: the last epochs overfit")
         first = self.dev[0] if self.dev else {}
         if self.teacher_loss is not None and not self.teacher_loss < first.get("loss", math.inf):
             found.append(f"the teacher's dev NLL {self.teacher_loss:.3f} is no better than the student's at the start")

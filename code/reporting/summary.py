@@ -80,7 +80,7 @@ def pair_line(pair: Pair) -> str:
     """Such as: todi − sft +5.15 [2.07, 8.20], p = 0.001, gap closed 20 %."""
     result = pair.result
     p = "p < 0.001" if pair.p < 0.001 else f"p = {pair.p:.3f}"
-    closed = "" if pair.gap_closed is None else f", gap closed {pair.gap_closed:.0%}"
+    closed = "" if pair.gap_closed is None else f", gap closed {_percent(pair.gap_closed)}"
     numbers = f"{result.difference:+.2f} [{result.low:.2f}, {result.high:.2f}]".replace("-", "−")
     counts = f"{result.wins} better, {result.ties} equal, {result.losses} worse"
     return f"{pair.second} − {pair.first} {numbers}, {p}{closed}; {counts}"
@@ -115,7 +115,7 @@ def costs(groups: Sequence[Group]) -> list[dict]:
         )
     seconds = [[of_set.seconds for of_set in group.first.evaluations if of_set.seconds] for group in groups]
     columns.append(_column("Generation per answer", "s", [fmean(found) if found else None for found in seconds]))
-    return [column for column in columns if any(column["values"])]
+    return [column for column in columns if any(value is not None for value in column["values"])]
 
 
 def duration(seconds: float) -> str:
@@ -189,9 +189,13 @@ def _gap(group: Group, baseline: Group | None, score: dict, models: Mapping, tea
     return _closed("dev NLL gap", start - value, start - goal, baseline.label if baseline else "the start")
 
 
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %".replace("-", "−")
+
+
 def _closed(gap: str, gain: float, whole: float, start: str) -> str | None:
     """None unless the teacher is better than the start."""
-    return f"{gain / whole:.0%} of the {gap} between {start} and the teacher closed" if whole > 0 else None
+    return f"{_percent(gain / whole)} of the {gap} between {start} and the teacher closed" if whole > 0 else None
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
@@ -219,8 +223,10 @@ def _count(number: int | None) -> str:
     return f"{number / size:.3g} {dict(zip((10**9, 10**6, 10**3, 1), ('B', 'M', 'k', '')))[size]}".strip()
 
 
-def _training_seconds(run: Run) -> float:
+def _training_seconds(run: Run) -> float | None:
     """Steps without evaluation and saving: a record has the mean time of the steps since the one before."""
+    if not run.steps:
+        return None
     seconds, before = 0.0, 0
     for record in run.steps:
         seconds += (record.get("step_time") or 0) * (record["step"] - before)

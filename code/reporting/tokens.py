@@ -12,6 +12,7 @@ import numpy as np
 
 from reporting.probes import pooled
 from reporting.run import Group, ProbeRow, Run
+from reporting.titles import titles
 
 BUDGET = 2_200_000  # characters of JSON, of all runs together
 MOST_EPOCHS, MOST_ROWS = 8, 24  # of a run
@@ -83,11 +84,13 @@ def _rows(run: Run, vocabulary: dict[str, int], budget: int) -> list[dict]:
     for row in run.probe:
         by_row.setdefault(row.row, []).append(row)
     shown, used = [], 0
-    for of_row in list(by_row.values())[:MOST_ROWS]:
+    names = titles([of_row[0].prompt for of_row in by_row.values()])
+    for title, of_row in list(zip(names, by_row.values()))[:MOST_ROWS]:
         of_row.sort(key=lambda row: row.epoch)
         indices = np.unique(np.linspace(0, len(of_row) - 1, MOST_EPOCHS).round().astype(int))
         first = of_row[0]
         row = {
+            "title": title,
             "place": first.place,
             "prompt": first.prompt,
             "tokens": [_number(token, vocabulary) for token in first.tokens],

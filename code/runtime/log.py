@@ -23,6 +23,12 @@ def start_log(save_dir: Path) -> None:
         logger.addHandler(handler)
 
 
+def report(message: str) -> None:
+    """Prints on rank 0: the log of entries without a run folder."""
+    if is_main_process():
+        print(message, flush=True)
+
+
 def duration(seconds: float) -> str:
     """Hours, minutes and seconds, like 0:12:30."""
     return str(timedelta(seconds=round(seconds)))

@@ -1,7 +1,8 @@
 """Builds the teacher of a run: live (whole on every rank, or sharded under ZeRO-3) or cached.
 
 With --teacher-cache, examples that the cache lacks are computed first (`filling.py`), and the model is freed before the
-student is loaded. If the cache has all examples, the model is not loaded at all.
+student is loaded. If the cache has all examples, the model is not loaded at all. In a run that samples it is loaded
+again to stay, for the samples.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from runtime.ranks import all_ranks
 from teacher.cache import TeacherCache, fingerprint
 from teacher.filling import CacheFiller
 from teacher.loading import LoadedTeacher
-from teacher.states import CachedTeacher, LiveTeacher
+from teacher.states import CachedTeacher, LiveTeacher, RoutedTeacher
 
 
 def build_teacher(
@@ -38,6 +39,10 @@ def build_teacher(
     filler = CacheFiller(cache, datasets, config.data, pad_id, device)
     if not filler.is_complete():
         filler.fill(load, _teacher_config(config), dtype)
+    if config.on_policy.samples:
+        loaded = load()
+        with all_ranks():
+            return RoutedTeacher(loaded.split, loaded.engine, cache, device)
     with all_ranks():
         return CachedTeacher(cache, device)
 

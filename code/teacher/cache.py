@@ -206,5 +206,5 @@ def fingerprint(args: TeacherArguments, dtype: torch.dtype) -> dict[str, str]:
         "format": str(FORMAT),
         "weights": digest([folder / "config.json", *weights]),
         "adapter": digest(sorted(Path(adapter).glob("adapter_*"))) if adapter else "none",
-        "dtype": dtype_name(dtype),
+        "dtype": dtype_name(dtype) + (f", {args.teacher_bits} bits" if args.teacher_bits else ""),
     }

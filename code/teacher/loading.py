@@ -8,7 +8,7 @@ from deepspeed import DeepSpeedEngine
 
 from arguments import TrainConfig
 from models.heads import LanguageModelHead, SplitModel
-from models.loading import load_teacher
+from models.loading import load_teacher, place
 from models.probes import split
 from models.sharding import free, partitioned_loading, prefetch_for, shard, sharding_settings, whole_linear
 from runtime.deepspeed_settings import DeepSpeedSettings
@@ -31,7 +31,7 @@ class LoadedTeacher:
         if sharding:
             self.engine = shard(model, sharding)
         else:
-            model.to(device)
+            place(model, device)
         self.split: SplitModel = split(model)
         if self.engine is not None and isinstance(self.split.head, LanguageModelHead):
             # The loss uses the head outside the model, a cache even without the model.

@@ -1,4 +1,4 @@
-"""Where the teacher's states come from: a live model, or the cache on disk.
+"""Where the teacher's states come from: a live model, the cache on disk, or each where it can.
 
 In: a batch. Out: `TeacherStates` at its response positions, without gradient.
 
@@ -53,9 +53,10 @@ class LiveTeacher:
 class CachedTeacher:
     """Reads the states from a cache; only the teacher's head is in memory."""
 
-    def __init__(self, cache: TeacherCache, device: torch.device):
+    def __init__(self, cache: TeacherCache, device: torch.device, head: LanguageModelHead | None = None):
+        """head: the teacher's, if it is in memory already."""
         self.cache = cache
-        self.head = cache.head(device)
+        self.head = head or cache.head(device)
         self._device = device
 
     def states(self, batch: Batch) -> TeacherStates:
@@ -67,6 +68,17 @@ class CachedTeacher:
         if self._device.type != "cpu" and hidden_NE.is_cpu:
             hidden_NE = hidden_NE.pin_memory()  # so that the copy does not wait for the device
         return TeacherStates(hidden_NE.to(self._device, non_blocking=True), self.head)
+
+
+class RoutedTeacher(LiveTeacher):
+    """Reads the states of data from a cache, and runs the teacher on what the student sampled."""
+
+    def __init__(self, model: SplitModel, engine: DeepSpeedEngine | None, cache: TeacherCache, device: torch.device):
+        super().__init__(model, engine)
+        self._cached = CachedTeacher(cache, device, self.head)
+
+    def states(self, batch: Batch) -> TeacherStates:
+        return self._cached.states(batch) if batch.supervised else super().states(batch)
 
 
 @torch.no_grad()

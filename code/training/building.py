@@ -15,14 +15,17 @@ from transformers import PreTrainedTokenizerBase
 from arguments import TrainConfig
 from criterions import Criterion
 from data_utils.batches import Layout
-from data_utils.dataset import InstructionDataset, read_rows
+from data_utils.dataset import InstructionDataset
 from data_utils.epoch_plan import EpochPlan, epoch_plan, total_steps
-from data_utils.prompts import prompt_template
+from data_utils.prompts import PromptTemplate, prompt_template
+from data_utils.rows import read_rows
+from data_utils.sources import training_sources
 from distiller import Distiller
 from evaluation.metrics import MAIN_METRIC, build_metrics
 from evaluation.scoring import EvaluationSet, warnings
+from generation.sampler import StudentSampler
 from models.heads import SplitModel
-from models.loading import load_student, load_tokenizer
+from models.loading import load_student, load_tokenizer, place
 from models.probes import batch_layout, split
 from models.sharding import gathering, partitioned_loading, sharding_settings, whole_shape
 from models.vocabulary import shared_vocabulary
@@ -37,10 +40,12 @@ from training.dev import DevEvaluation
 from training.diagnosis import Diagnosis
 from training.engine import build_engine
 from training.guard import StepGuard
+from training.kind_metrics import KindMetrics
 from training.loop import Trainer
 from training.metrics import Metrics
 from training.probe import Probe
 from training.rank_batches import RankBatches
+from training.sources import AdaptiveRows, DataRows, MixedRows, PairRows, RowSource
 from training.state import Position, RandomNumbers, Resume, RunState
 from training.writers import Tracker, open_trackers, record_writers
 
@@ -67,7 +72,7 @@ def build_models(
     if criterion.needs_teacher:  # first: its body may be gone before the student is loaded
         teacher = build_teacher(config, settings, datasets, tokenizer.pad_token_id, device)
     seed_everything(config.train.seed)
-    model = _load_student(config, settings).to(device)
+    model = place(_load_student(config, settings), device)
     with gathering(model):
         student = split(model)
     parts = {"student": student}
@@ -103,29 +108,35 @@ def build_trainer(
     engine = build_engine(models.distiller, settings, args, total_steps(plan, args))
     seed_everything(args.seed + 1 + rank())
     _log_plan(plan, total_steps(plan, args))
+    template = prompt_template(config.data.prompt_template, tokenizer)
     batches = RankBatches(train, dev, tokenizer.pad_token_id, config.data.max_length, models.layout, engine.device)
-    metrics, position = Metrics(engine.device), Position()
+    source = _row_source(config, engine, tokenizer, train, plan)
+    metrics = Metrics(engine.device, KindMetrics(engine.device) if config.on_policy.enabled else None)
+    position = Position()
     step = resume.start["position"]["step"] if resume.start is not None else 0
     with all_ranks():
         trackers = open_trackers(args.report_to or (), save_dir, config.flags, step)
-    evaluation = _dev_evaluation(config, engine, tokenizer, batches, trackers) if dev is not None else None
+    evaluation = _dev_evaluation(config, engine, tokenizer, template, batches, trackers) if dev is not None else None
     best = BestCheckpoints(args.keep_best_n_checkpoints, save_dir)
     state = RunState(
         resume,
         engine,
-        shared={"position": position, "best": best},
+        shared={"position": position, "best": best} | ({"rows": source} if config.on_policy.enabled else {}),
         per_rank={"criterion": models.distiller.criterion, "metrics": metrics, "random": RandomNumbers()},
+        common={"buffer": source.buffer} if isinstance(source, AdaptiveRows) else {},
     )
     return Trainer(
         engine=engine,
         teacher=models.teacher,
         tokenizer=tokenizer,
+        template=template,
         batches=batches,
         plan=plan,
+        source=source,
         args=args,
-        guard=StepGuard(engine, train, save_dir, args.max_bad_steps, position),
+        guard=StepGuard(engine, save_dir, args.max_bad_steps, position),
         dev=evaluation,
-        probe=_probe(config, models.teacher, tokenizer, evaluation) if evaluation and args.probe_rows else None,
+        probe=_probe(config, models.teacher, template, evaluation) if evaluation and args.probe_rows else None,
         diagnosis=Diagnosis(models.distiller.criterion, save_dir) if args.diagnose_every else None,
         metrics=metrics,
         writers=record_writers(save_dir, "metrics", trackers),
@@ -133,6 +144,28 @@ def build_trainer(
         best=best,
         state=state,
     )
+
+
+def _row_source(
+    config: TrainConfig,
+    engine: DeepSpeedEngine,
+    tokenizer: PreTrainedTokenizerBase,
+    train: InstructionDataset,
+    plan: EpochPlan,
+) -> RowSource:
+    args, student = config.on_policy, engine.module.split_student
+    if not args.enabled:
+        return DataRows(train)
+    partitioned = engine.zero_optimization_stage() == 3
+    sampler = StudentSampler(
+        student, tokenizer, args, config.train.seed, config.data.max_length, engine.device, partitioned
+    )
+    logger.info(
+        "rows %s: sampled ones train KD alone, times --kd-rate %g; CE needs data", args.schedule, config.kd.kd_rate
+    )
+    if args.schedule != "adaptive":
+        return {"mixed": MixedRows, "pair": PairRows}[args.schedule](train, plan, sampler, args)
+    return AdaptiveRows(train, plan, sampler, args, total_steps(plan, config.train))
 
 
 def _load_student(config: TrainConfig, settings: DeepSpeedSettings) -> nn.Module:
@@ -174,32 +207,32 @@ def _dev_evaluation(
     config: TrainConfig,
     engine: DeepSpeedEngine,
     tokenizer: PreTrainedTokenizerBase,
+    template: PromptTemplate,
     batches: RankBatches,
     trackers: Sequence[Tracker],
 ) -> DevEvaluation:
     # Only generation needs the text; the dev loss has the token ids.
-    dev_file = Path(config.data.data_dir) / "dev.jsonl"
-    template = prompt_template(config.data.prompt_template)
-    rows = read_rows(dev_file, template, config.data.dev_num) if config.train.eval_gen else []
+    rows = []
+    if config.train.eval_gen:
+        _, dev = training_sources(config.data)
+        rows = read_rows(dev, template, config.data.dev_num)
     references = [response for row in rows for response in row.responses]
     for warning in warnings(build_metrics(config.generation, MAIN_METRIC), {"dev references": references}):
         logger.warning(warning)
-    questions = EvaluationSet(rows, tokenizer, config.data.max_prompt_length, template.ending)
+    questions = EvaluationSet(rows, tokenizer, config.data.max_prompt_length, template)
     writers = record_writers(Path(config.train.save_dir), "dev_metrics", trackers)
     return DevEvaluation(engine, questions, batches, config.train, config.data, config.generation, writers)
 
 
-def _probe(
-    config: TrainConfig, teacher: Teacher | None, tokenizer: PreTrainedTokenizerBase, dev: DevEvaluation
-) -> Probe:
+def _probe(config: TrainConfig, teacher: Teacher | None, template: PromptTemplate, dev: DevEvaluation) -> Probe:
     count = min(config.train.probe_rows, len(dev.batches.dev))
-    template = prompt_template(config.data.prompt_template)
+    _, rows = training_sources(config.data)
     return Probe(
         engine=dev.engine,
         teacher=teacher,
-        tokenizer=tokenizer,
+        tokenizer=dev.questions.tokenizer,
         batches=dev.batches,
-        rows=read_rows(Path(config.data.data_dir) / "dev.jsonl", template, count),
+        rows=read_rows(rows, template, count),
         path=Path(config.train.save_dir) / "probe.jsonl",
         tokens_per_batch=dev.tokens_per_batch,
     )

@@ -1,4 +1,4 @@
-"""Checkpoints that `from_pretrained` loads: full weights, or the adapter of a LoRA run, with the tokenizer.
+"""Checkpoints that `from_pretrained` loads: full weights, or the adapter of a LoRA run, with tokenizer and model card.
 
 A folder appears under its final name only when it is complete.
 """
@@ -13,21 +13,47 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from data_utils.prompts import PromptTemplate, record_template
+from models.card import CARD, model_card
+from models.folders import run_arguments
 from runtime.atomic import new_folder, remove
 from runtime.ranks import is_main_process
 
 
-def save_checkpoint(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Writes the student. Every rank calls it (ZeRO-3 gathers the weights); rank 0 writes."""
+def save_checkpoint(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    template: PromptTemplate | None = None,
+) -> None:
+    """Writes the student. Every rank calls it (ZeRO-3 gathers the weights); rank 0 writes.
+
+    template: recorded in the folder, so that an evaluation asks as training did.
+    """
     state = gathered_state_dict(model)
     if is_main_process():
         options = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
         if isinstance(model, PeftModel):
             name_base(model)
+        elif template is not None and template.takes_chats:
+            stop_at(model, tokenizer.eos_token_id)
         with new_folder(folder) as part:
             model.save_pretrained(part, state_dict=state, **options)
             tokenizer.save_pretrained(part)
+            if template is not None:
+                record_template(template, part)
+            adapter = isinstance(model, PeftModel)
+            card = model_card(folder.name, run_arguments(str(part)), base=model.name_or_path, adapter=adapter)
+            (part / CARD).write_text(card, encoding="utf-8")  # in place of the one that PEFT writes
     dist.barrier()
+
+
+def stop_at(model: PreTrainedModel, eos_id: int) -> None:
+    """Other programs generate up to one of the ids in generation_config.json: adds the end of a turn to them."""
+    ends = model.generation_config.eos_token_id
+    ends = [] if ends is None else list(ends) if isinstance(ends, list | tuple) else [ends]
+    if eos_id not in ends:
+        model.generation_config.eos_token_id = [eos_id, *ends]
 
 
 def name_base(model: PeftModel) -> None:

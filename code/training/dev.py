@@ -47,8 +47,8 @@ class DevEvaluation:
         self._report(epoch, step, scores)
         return scores
 
-    def start(self, teacher: Teacher | None) -> None:
-        """The NLL before the first step, of the student and, as `teacher_loss`, of the teacher."""
+    def start(self, teacher: Teacher | None) -> dict[str, float]:
+        """Logs and returns the NLL before the first step, of the student and, as `teacher_loss`, of the teacher."""
         self.engine.eval()
         scores = {"loss": self._student_loss()}
         if teacher is not None:
@@ -61,6 +61,7 @@ class DevEvaluation:
                 "--teacher-model-path, --teacher-peft-path and --prompt-template, or fine-tune the teacher first",
                 *(scores["teacher_loss"], scores["loss"]),
             )
+        return scores
 
     def log_dropped_mass(self, teacher: Teacher) -> None:
         """The probability that the teacher gives to ids that the student lacks, if there are any.

@@ -14,11 +14,11 @@ from deepspeed import DeepSpeedEngine
 from torch import Tensor
 from torch import distributed as dist
 
-from data_utils.batches import Example, ExampleTable
-from data_utils.epoch_plan import Step
+from data_utils.batches import Example
 from runtime.atomic import write_text
 from runtime.log import logger
 from runtime.ranks import is_main_process, rank, world_size
+from training.sources import LoadedStep
 from training.state import Position
 
 
@@ -36,12 +36,11 @@ class StepGuard:
     """Checks every step after it was taken or skipped; counts consecutive bad ones in `position`."""
 
     engine: DeepSpeedEngine
-    data: ExampleTable
     save_dir: Path
     max_bad_steps: int
     position: Position
 
-    def check(self, planned: Step, losses: Tensor) -> bool:
+    def check(self, loaded: LoadedStep, losses: Tensor) -> bool:
         """Whether the step after `position` changed the parameters.
 
         losses: of this rank's micro-batches. Raises Diverged.
@@ -58,10 +57,10 @@ class StepGuard:
             logger.info("step %d skipped: fp16 gradients overflowed; loss scale now %g", step, scale)
             return False
         self.position.bad_steps += 1
-        self._report(step, planned, losses, finite_ranks)
+        self._report(step, loaded, losses, finite_ranks)
         return False
 
-    def _report(self, step: int, planned: Step, losses: Tensor, finite_ranks: Sequence[bool]) -> None:
+    def _report(self, step: int, loaded: LoadedStep, losses: Tensor, finite_ranks: Sequence[bool]) -> None:
         bad_steps = self.position.bad_steps
         what = "gradient" if all(finite_ranks) else "loss"
         ranks = [number for number, finite in enumerate(finite_ranks) if not finite or what == "gradient"]
@@ -70,9 +69,9 @@ class StepGuard:
             folder.mkdir(exist_ok=True)
         dist.barrier()
         if rank() in ranks:
-            self._keep(folder / f"step{step}_rank{rank()}.json", step, planned, losses)
-        indices = [i for micro_step in planned.examples for number in ranks for i in micro_step[number]]
-        hashes = [_hash(self.data[i]) for i in indices]
+            self._keep(folder / f"step{step}_rank{rank()}.json", step, loaded, losses)
+        indices = [i for micro_step in loaded.step.examples for number in ranks for i in micro_step[number]]
+        hashes = [_hash(loaded.rows[i]) for i in indices]
         message = (
             f"step {step}: the {what} is non-finite on rank {', '.join(map(str, ranks))}; the step was not applied "
             f"({bad_steps} in a row, --max-bad-steps {self.max_bad_steps}); examples {' '.join(hashes)}, "
@@ -82,15 +81,17 @@ class StepGuard:
         if bad_steps >= self.max_bad_steps:
             raise Diverged(f"{message}. Lower --lr, clip with --clip-grad, or train in bf16 or fp32; see the examples")
 
-    def _keep(self, path: Path, step: int, planned: Step, losses: Tensor) -> None:
+    def _keep(self, path: Path, step: int, loaded: LoadedStep, losses: Tensor) -> None:
         micro_steps = [
             {
                 "loss": repr(loss),
-                "examples": [_record(index, self.data[index]) for index in of_ranks[rank()]],
+                "rows_kind": kind,
+                "examples": [_record(index, loaded.rows[index]) for index in of_ranks[rank()]],
             }
-            for of_ranks, loss in zip(planned.examples, losses.tolist())
+            for of_ranks, kind, loss in zip(loaded.step.examples, loaded.kinds, losses.tolist())
         ]
-        write_text(path, json.dumps({"step": step, "rank": rank(), "micro_steps": micro_steps}, indent=1) + "\n")
+        record = {"step": step, "rank": rank(), "micro_steps": micro_steps}
+        write_text(path, json.dumps(record, indent=1) + "\n")
 
 
 def _hash(example: Example) -> str:
@@ -98,5 +99,5 @@ def _hash(example: Example) -> str:
 
 
 def _record(index: int, example: Example) -> dict:
-    prompt_ids, response_ids = (list(map(int, ids)) for ids in (example.prompt_ids, example.response_ids))
-    return {"index": index, "hash": _hash(example), "prompt_ids": prompt_ids, "response_ids": response_ids}
+    ids = {name: list(map(int, getattr(example, name))) for name in ("prompt_ids", "response_ids", "spans")}
+    return {"index": index, "hash": _hash(example), **ids}

@@ -18,13 +18,15 @@ from torch import distributed as dist
 from criterions.fused import LossSums, ResponsePositions
 from criterions.measures import means, sample_sums
 from data_utils.batches import Batch
+from training.kind_metrics import KindMetrics
+from training.sources import LoadedStep
 
 
 class Metrics:
-    """Averages since the last record, over all ranks."""
+    """Averages since the last record, over all ranks. kinds: of a run that samples."""
 
-    def __init__(self, device: torch.device):
-        self.device = device
+    def __init__(self, device: torch.device, kinds: KindMetrics | None = None):
+        self.device, self.kinds = device, kinds
         self._reset()
 
     def add(self, sums: LossSums, batch: Batch) -> None:
@@ -41,11 +43,13 @@ class Metrics:
         """The loss of each micro-batch of the current step, on this rank."""
         return torch.stack([sums[0] for sums, _ in self._of_step])
 
-    def end_step(self, applied: bool, grad_norm: float | Tensor = 0.0) -> None:
+    def end_step(self, applied: bool, grad_norm: float | Tensor = 0.0, loaded: LoadedStep | None = None) -> None:
         """A step that was not applied is excluded from the averages, as from training.
 
         grad_norm: of the whole gradient of an applied step, before clipping; a tensor is not read here.
         """
+        if self.kinds is not None:
+            self.kinds.add_step(loaded, [(sums, counts[1]) for sums, counts in self._of_step if applied])
         for sums, counts in self._of_step if applied else []:
             self._sums += sums
             self._counts += counts
@@ -95,6 +99,7 @@ class Metrics:
             "peak_memory_mb": peak_memory_mb(self.device),
             "skipped_steps": self._skipped,
             **(means(measured) if measured else {}),
+            **(self.kinds.record() if self.kinds is not None else {}),
             **extras,
         }
         self._reset()
@@ -110,12 +115,15 @@ class Metrics:
             "steps": self._steps,
             "skipped": self._skipped,
             "s": self._seconds,
+            **({"kinds": self.kinds.state_dict()} if self.kinds is not None else {}),
         }
 
     def load_state_dict(self, state: dict) -> None:
         self._sums, self._counts = state["sums"].to(self.device), state["counts"].numpy()
         self._grad_norms = state["grad_norms"].to(self.device)
         self._steps, self._skipped, self._seconds = state["steps"], state["skipped"], state["s"]
+        if self.kinds is not None:
+            self.kinds.load_state_dict(state["kinds"])
 
     def _reset(self) -> None:
         self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)

@@ -42,10 +42,10 @@ def record_start(
         logger.info("%s needs no teacher: %s is not loaded", objective, config.teacher.teacher_model_path)
 
 
-def provenance(argv: Sequence[str]) -> dict:
+def provenance(argv: Sequence[str], entry: str = "code/distillation.py") -> dict:
     """What args.json has under "run": this start, as seen from this rank."""
     return {
-        "command": ["code/distillation.py", *argv],
+        "command": [entry, *argv],
         "ranks": world_size(),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "git": _git(),

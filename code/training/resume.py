@@ -4,12 +4,13 @@ In: the flags. Out: `Resume`, the same on every rank; or a ValueError where the 
 run uses --save-dir.
 """
 
-import hashlib
 import json
 from pathlib import Path
 from typing import TextIO
 
-from arguments import TrainArguments, TrainConfig
+from arguments import DataArguments, TrainArguments, TrainConfig
+from data_utils.manifest import sha256
+from data_utils.sources import training_sources
 from runtime.atomic import remove_unfinished, write_text
 from runtime.deepspeed_settings import DeepSpeedSettings
 from runtime.locks import Held, lock
@@ -60,7 +61,7 @@ def _prepare(config: TrainConfig, deepspeed_settings: DeepSpeedSettings) -> Resu
     args, save_dir = config.train, Path(config.train.save_dir)
     settings = {
         "world_size": world_size(),
-        "data": {name: _hash(Path(config.data.data_dir) / f"{name}.jsonl") for name in ("train", "dev")},
+        "data": _digests(config.data),
         "flags": config.flags,
         "deepspeed": deepspeed_settings.from_file,
     }
@@ -162,8 +163,9 @@ def _check_shared(resume: Resume) -> None:
         raise ValueError(f"--save-dir {resume.save_dir}: seen by the first process only; all nodes must share it")
 
 
-def _hash(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _digests(args: DataArguments) -> dict[str, str | None]:
+    """Of the rows, and of the file of --prompt-template if it is one."""
+    train, dev = training_sources(args)
+    digests = {"train": train.digest(), "dev": None if dev is None else dev.digest()}
+    template = Path(args.prompt_template)
+    return digests | ({"template": sha256(template)} if template.is_file() else {})

@@ -14,13 +14,20 @@ from training.state import Resume
 MAY_CHANGE = frozenset(
     "save_dir resume resume_interval max_bad_steps log_interval save_interval eval_interval keep_best_n_checkpoints "
     "eval_batch_size loss_chunk_mb compile_loss gradient_checkpointing attn_implementation packing data_dir "
-    "data_process_workers processed_data_dir force_process deepspeed_config precision global_batch_size teacher_cache "
-    "model_type ckpt_name teacher_ckpt_name generation_cache_mb report_to probe_rows eval_at_start "
-    "diagnose_every".split()
+    "data_split data_revision data_process_workers processed_data_dir force_process deepspeed_config precision "
+    "global_batch_size teacher_cache model_type ckpt_name teacher_ckpt_name generation_cache_mb report_to probe_rows "
+    "eval_at_start diagnose_every".split()
 )
 LENGTH_FLAGS = ("num_epochs", "total_iters")
 # Flags that states of earlier versions lack, and the value with which those runs trained.
-ADDED_FLAGS = {"prompt_template": "alpaca"}
+ADDED_FLAGS = {
+    "prompt_template": "alpaca",
+    "train_on": "all",
+    "student_gen": False,
+    "model_bits": None,
+    "teacher_bits": None,
+}
+WITH_ADAPTIVE_ROWS = {"save_interval", "eval_interval"}  # decide when the dev loss moves the share of sampled steps
 
 
 def check_layout(resume: Resume, layout: Layout, args: TrainArguments) -> None:
@@ -45,9 +52,11 @@ def check_settings(start: dict, new: dict, args: TrainArguments, source: Path) -
     old_flags = ADDED_FLAGS | old["flags"]
     pairs = {name: (value, new["flags"][name]) for name, value in old_flags.items() if name in new["flags"]}
     changed = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-    allowed = set(MAY_CHANGE)
+    allowed, adaptive = set(MAY_CHANGE), old_flags["student_gen"] and old_flags["gen_schedule"] == "adaptive"
+    if adaptive:
+        allowed -= WITH_ADAPTIVE_ROWS
     depends = args.lr_decay_style not in ("constant", "noam") or args.warmup_ratio or start["criterion_counts_steps"]
-    if not depends:
+    if not depends and not (adaptive and old_flags["replay_ratio"] != "constant"):
         allowed |= set(LENGTH_FLAGS)  # nothing before the end depends on where the end is
     if position["finished"] and (longer := [name for name in LENGTH_FLAGS if name in changed]):
         raise ValueError(
@@ -61,7 +70,9 @@ def check_settings(start: dict, new: dict, args: TrainArguments, source: Path) -
         wrong.append(f"{new['world_size']} processes (it has {old['world_size']})")
     if args.tokens_per_micro_batch and old["layout"] != "padded" and not new["flags"]["packing"]:
         wrong.append("--packing False (it has packed batches; a token budget makes other steps of padded ones)")
-    wrong += [f"--data-dir (another {name}.jsonl)" for name in old["data"] if old["data"][name] != new["data"][name]]
+    other_data = {name for name in old["data"] if old["data"][name] != new["data"].get(name)}
+    wrong += [f"--data-dir (another {name}.jsonl)" for name in ("train", "dev") if name in other_data]
+    wrong += ["--prompt-template (the file has changed)"] if "template" in other_data else []
     if not position["finished"] and args.num_epochs < position["epoch"]:
         wrong.append(f"--num-epochs {args.num_epochs} (it is in epoch {position['epoch']})")
     if args.total_iters is not None and args.total_iters < position["step"]:

@@ -3,7 +3,8 @@
     state.json     the flags and the layout of batches that the run was started with, and the state of each owner that
                    all ranks share (position, best checkpoints), readable; names the folder below
     step<S>/       engine/ (DeepSpeed's checkpoint), rank<R>.pt (the state of each owner that a rank has for itself:
-                   random numbers, log accumulators, criterion)
+                   random numbers, log accumulators, criterion), common.pt (equal on all ranks, and too large for
+                   state.json: the replay buffer; absent without one)
 
 A save writes a new folder, flushes it, and replaces state.json: the rename of that file is the instant at which the
 new state takes the place of the old. Whatever state.json does not name is left over from a crash and is removed at
@@ -25,6 +26,7 @@ from runtime.random_state import random_state, set_random_state
 from runtime.ranks import is_first_of_node, is_main_process, rank
 
 FORMAT = 2
+COMMON = "common.pt"
 
 
 class HasState(Protocol):
@@ -108,12 +110,14 @@ class RunState:
 
     shared: owners with the same state on every rank, in state.json, which is read before there is an engine.
     per_rank: all others, in rank<R>.pt, restored in this order.
+    common: owners with the same state on every rank, in common.pt; they change in steps only.
     """
 
     resume: Resume
     engine: DeepSpeedEngine
     shared: Mapping[str, HasState]
     per_rank: Mapping[str, HasState]
+    common: Mapping[str, HasState] = field(default_factory=dict)
     saved: str | None = None  # the folder that state.json names
 
     def restore(self) -> None:
@@ -127,7 +131,8 @@ class RunState:
         for group, lr in zip(engine.optimizer.param_groups, engine.lr_scheduler.get_last_lr()):
             group["lr"] = lr
         own = torch.load(folder / f"rank{rank()}.pt", weights_only=True)
-        for states, owners in ((start, self.shared), (own, self.per_rank)):
+        common = torch.load(folder / COMMON, weights_only=True) if self.common else {}
+        for states, owners in ((start, self.shared), (own, self.per_rank), (common, self.common)):
             for name, owner in owners.items():
                 owner.load_state_dict(states[name])
         if folder.parent == self.resume.folder:
@@ -166,6 +171,8 @@ class RunState:
         )
         own = {name: owner.state_dict() for name, owner in self.per_rank.items()}
         torch.save(own, part / f"rank{rank()}.pt")
+        if self.common and is_main_process():
+            torch.save({name: owner.state_dict() for name, owner in self.common.items()}, part / COMMON)
         dist.barrier()
         if is_first_of_node():
             flush(part)

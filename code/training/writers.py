@@ -18,7 +18,7 @@ from typing import Protocol
 from runtime.atomic import as_write_error, write_text
 from runtime.ranks import is_main_process
 
-Record = dict[str, float | None]
+Record = dict[str, float | str | None]
 DIGITS = 4  # significant ones, of what is written per position
 PREFIXES = {"metrics": "train", "dev_metrics": "dev"}  # of the names in a tracker, by file
 
@@ -58,7 +58,8 @@ class TrackerWriter:
         self.tracker, self.prefix = tracker, prefix
 
     def write(self, record: Record) -> None:
-        finite = {name: value for name, value in record.items() if value is not None and math.isfinite(value)}
+        numbers = {name: value for name, value in record.items() if isinstance(value, int | float)}
+        finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
         step = int(finite.pop("step"))
         self.tracker.log({f"{self.prefix}/{name}": value for name, value in finite.items()}, step)
 

@@ -14,10 +14,12 @@
 #   HOSTFILE        DeepSpeed's list of hosts, one "worker-1 slots=8" per line: one node starts all of them, over ssh
 #   NODE_RANK, MASTER_ADDR, MASTER_PORT
 #                   without HOSTFILE: run the script on every node, with its rank and the address of node 0
+#   LAUNCHER=srun   each process was started by srun, one per GPU (scripts/slurm/train.sbatch)
 #   CUDA_VISIBLE_DEVICES
 #                   which GPUs of a node
 
-CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." || exit
+# shellcheck source=scripts/lib/python.sh
+source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 
 fail() {
     printf '%s: %s\n' "$0" "$*" >&2
@@ -48,7 +50,6 @@ visible_gpus() {
     fi
 }
 
-PYTHON=${PYTHON:-$(command -v .venv/bin/python || echo python)}
 # A mistyped variable, such as EPOCHS=1, would have no effect and no message.
 if command -v "$PYTHON" >/dev/null; then "$PYTHON" -S scripts/lib/variables.py || exit; fi
 DEVICE=${DEVICE:-cuda}
@@ -108,6 +109,17 @@ add_launcher() {
     fi
 }
 
+# add_slurm_rank: appends to `command` what makes this process the rank that Slurm gave it. It becomes the entry point:
+# Slurm's signals reach that, and its exit code reaches Slurm.
+add_slurm_rank() {
+    local variable
+    for variable in SLURM_PROCID SLURM_LOCALID SLURM_NTASKS SLURM_NTASKS_PER_NODE MASTER_ADDR; do
+        [[ -n ${!variable:-} ]] || fail "LAUNCHER=srun: $variable is not set; start with scripts/slurm/train.sbatch"
+    done
+    command+=(exec env "RANK=$SLURM_PROCID" "LOCAL_RANK=$SLURM_LOCALID" "WORLD_SIZE=$SLURM_NTASKS")
+    command+=("LOCAL_WORLD_SIZE=$SLURM_NTASKS_PER_NODE" "MASTER_ADDR=$MASTER_ADDR" "MASTER_PORT=$MASTER_PORT")
+}
+
 # launch ENTRY FLAGS...: runs ENTRY on all processes.
 launch() {
     local entry=$1 command=()
@@ -115,11 +127,14 @@ launch() {
     if [[ ${DOCTOR:-0} == 1 && $entry == code/distillation.py ]]; then
         entry=code/doctor.py
         command+=(env "WORLD_SIZE=$((PROCESSES * NNODES))" "LOCAL_WORLD_SIZE=$PROCESSES")
+    elif [[ -n ${LAUNCHER:-} ]]; then
+        [[ $LAUNCHER == srun ]] || fail "LAUNCHER=$LAUNCHER: pass srun, or leave it unset"
+        add_slurm_rank
     fi
     # DeepSpeed takes a GPU that it sees, so a run on the CPU hides them.
     if [[ $DEVICE == cpu && $(visible_gpus) -gt 0 ]]; then command+=(env CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu); fi
     command+=("$PYTHON")
-    if [[ $entry != code/doctor.py ]]; then add_launcher "$@"; fi
+    if [[ $entry != code/doctor.py && -z ${LAUNCHER:-} ]]; then add_launcher "$@"; fi
     run_printed "${command[@]}" "$entry" "$@"
 }
 
@@ -140,7 +155,9 @@ pass() {
     local variable flag runs
     while read -r variable flag runs; do
         if [[ $variable == \#* || " $runs " != *" $1 "* || -z ${!variable:-} ]]; then continue; fi
-        if [[ $flag != *=1 ]]; then
+        if [[ $flag == '--*' ]]; then
+            flags+=("--${!variable}")
+        elif [[ $flag != *=1 ]]; then
             flags+=("$flag" "${!variable}")
         elif [[ ${!variable} == 1 ]]; then
             flags+=("${flag%=1}")
@@ -152,7 +169,11 @@ pass() {
 
 train() {
     local flags=()
-    if [[ ${LORA_RANK:-0} == 0 ]]; then unset LORA_RANK LORA_ALPHA LORA_DROPOUT; else flags+=(--peft lora); fi
+    if [[ ${LORA_RANK:-0} == 0 ]]; then
+        unset LORA_RANK LORA_ALPHA LORA_DROPOUT LORA_TARGETS
+    else
+        flags+=(--peft lora)
+    fi
     pass "$1"
     shift
     launch code/distillation.py "${flags[@]}" "$@"
@@ -164,5 +185,12 @@ run_sft() { train sft --criterion cross_entropy "$@"; }
 # run_kd FLAGS...: distils TEACHER_MODEL_PATH (with TEACHER_PEFT_PATH merged in) into CKPT_PATH by KD_OBJ. Without a
 # divergence to a teacher it is the SFT run, and its results go to the SFT run's folder.
 run_kd() {
-    if [[ $KD_OBJ == cross_entropy || $KD_OBJ == sft ]]; then run_sft "$@"; else train kd "$@"; fi
+    [[ ${ON_POLICY:-gkd} =~ ^(gkd|distillm2?)$ ]] ||
+        fail "ON_POLICY=$ON_POLICY: pass gkd, distillm or distillm2, or leave it unset"
+    if [[ $KD_OBJ == cross_entropy || $KD_OBJ == sft ]]; then
+        [[ -z ${ON_POLICY:-} ]] || fail "ON_POLICY=$ON_POLICY: needs a divergence to a teacher; set KD_OBJ, or unset it"
+        run_sft "$@"
+    else
+        train kd "$@"
+    fi
 }

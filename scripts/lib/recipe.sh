@@ -4,12 +4,13 @@
 #
 #   sft_teacher FLAGS...    supervised fine-tuning of the teacher
 #   sft_student FLAGS...    supervised fine-tuning of the student, the baseline of KD
-#   kd_student FLAGS...     distils the teacher into the student by KD_OBJ
+#   kd_student FLAGS...     distils the teacher into the student by KD_OBJ; with ON_POLICY=gkd, distillm or
+#                           distillm2, also on answers that the student samples (docs/onpolicy.md)
 #
 # The value of a variable comes from the environment, else the script, else family.sh, else this file, else the flag's
 # default (code/arguments.py). flags.txt lists all variables, common.sh those of the launcher (GPUS, NNODES, ...).
 
-DATA_DIR=${DATA_DIR:-data/dolly} # train.jsonl, dev.jsonl and valid.jsonl
+DATA_DIR=${DATA_DIR:-data/dolly} # a folder with train, dev and valid; or one file, or a data set of the hub
 # examples per step on all GPUs, however many there are; GRAD_ACC=N instead fixes the micro-batches per step
 if [[ -z ${GRAD_ACC:-}${TOKENS_PER_MICRO_BATCH:-} ]]; then GLOBAL_BATCH=${GLOBAL_BATCH-${global_batch-32}}; fi
 EVAL_GEN=${EVAL_GEN:-1}     # dev answers after each epoch: their ROUGE-L ranks the checkpoints

@@ -35,6 +35,7 @@ PERHAPS = {"MODEL_PATH": "CKPT_PATH", "OUTPUT_DIR": "SAVE_DIR", "NUM_GPUS": "GPU
 USED = re.compile(r"(?:\$\{!?|\$|\b(?=[A-Z][A-Z0-9_]*=))([A-Z][A-Z0-9_]+)")  # read or set
 LISTED = re.compile(r"(?m)^[A-Z][A-Z0-9_]+")
 NEAR = 0.86  # LOCAL_RANK, which launchers set, is 0.84 of LORA_RANK
+SECRET = re.compile(r"KEY|TOKEN$|SECRET|PASSWORD")  # their values are not printed
 SHORTEST = 5  # letters; shorter names are near too many others
 
 
@@ -50,15 +51,18 @@ def known_variables() -> set[str]:
     lib = Path(__file__).resolve().parent
     scripts = "".join(script.read_text(encoding="utf-8") for script in lib.parent.rglob("*.sh"))
     code = re.sub(r"(?m)^\s*#.*", "", scripts)
-    return {*LISTED.findall((lib / "flags.txt").read_text(encoding="utf-8")), *USED.findall(code)}
+    found = {*LISTED.findall((lib / "flags.txt").read_text(encoding="utf-8")), *USED.findall(code)}
+    return {name for name in found if not name.startswith("SLURM_")}  # Slurm sets others that are spelt nearly the same
 
 
 def flags() -> dict[str, str]:
-    """Every flag of training and evaluation, by its name in capitals."""
+    """Every flag of training, evaluation and generation, by its name in capitals."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "code"))
-    from arguments import EvaluateConfig, TrainConfig
+    from arguments import EvaluateConfig, GenerateConfig, TrainConfig
 
-    groups = [*TrainConfig.__annotations__.values(), *EvaluateConfig.__annotations__.values()]
+    groups = [
+        group for config in (TrainConfig, EvaluateConfig, GenerateConfig) for group in config.__annotations__.values()
+    ]
     names = [field.name for group in groups if is_dataclass(group) for field in fields(group)]
     return {name.upper(): f"--{name.replace('_', '-')}" for name in names}
 
@@ -69,6 +73,8 @@ def main() -> int:
     for name, value in os.environ.items():
         if name in known:
             continue
+        if SECRET.search(name):
+            value = "..."
         if name in PERHAPS:
             print(f"note: {name}={value} is not read by this script; its variable is {PERHAPS[name]}", file=sys.stderr)
         elif name in flag_names and name not in MEANT:

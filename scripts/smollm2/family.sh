@@ -1,10 +1,11 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034
 # SmolLM2 with all weights: the 135M instruct model is the teacher, 18 of its 30 layers (92M parameters) the student.
 # The scripts of this folder source it. scripts/lib/recipe.sh has what all families share.
 
 teacher_type=smollm2 # names the folder in outputs/
 teacher_name=smollm2-135m
-teacher_path=model_hub/smollm2/SmolLM2-135M-Instruct # a folder or a hub id (HuggingFaceTB/SmolLM2-135M-Instruct)
+teacher_hub=HuggingFaceTB/SmolLM2-135M-Instruct
+teacher_path=model_hub/smollm2/SmolLM2-135M-Instruct # a folder or a hub id
 student_type=smollm2
 student_name=smollm2-18l
 student_path=model_hub/smollm2/SmolLM2-18L # cut out of the trained teacher by make_student.sh

@@ -8,6 +8,7 @@ job makes its attempts one after the other, each with `argv` and its own additio
     {}                                     none
     {"event": K, "rank": R}                SIGKILL at the K-th change in --save-dir (open, rename, mkdir, remove)
     {"step": K, "rank": R, "signal": S}    signal S inside step K; on all ranks with rank -1; "again": seconds later
+    {"update": K, "rank": R}               SIGKILL between the evaluation of the K-th epoch and the update of the state
     {"seconds": T, "rank": R}              SIGKILL from outside after T seconds
     {"nan": [K, ...], "rank": R, "in": "loss" or "gradient"}   not finite in the steps K; says whether they changed
                                            anything, unless they end the run
@@ -40,6 +41,7 @@ import torch  # noqa: E402
 import distillation  # noqa: E402
 from distiller import Distiller  # noqa: E402
 from training.loop import Trainer  # noqa: E402
+from training.state import RunState  # noqa: E402
 
 GRACE_SECONDS = 20
 # What DeepSpeed, Transformers and PEFT import in their first run: seconds, paid for here once.
@@ -151,7 +153,15 @@ def watch(save_dir: str, fatal: int) -> dict:
 
 
 def inject(fault: dict) -> None:
-    """Makes `fault` happen inside a step."""
+    """Makes `fault` happen inside a step, or at an epoch's end."""
+    original_update = RunState.update
+
+    def update(state):
+        if state.shared["position"].epoch - 1 == fault.get("update"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        original_update(state)
+
+    RunState.update = update
     original_step, original_forward = Trainer._train_step, Distiller.forward
     current = {"step": 0}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from deepspeed.accelerator import get_accelerator
 
-TIMES = {"step_time", "tokens_per_s", "peak_memory_mb"}
+TIMES = {"step_time", "tokens_per_s", "peak_memory_mb", "generation_s"}
 OBJECTIVES = {
     "todi": ("--kd-objective", "todi"),
     # A beta and an epsilon at which the share moves within a few steps: a state worth to be lost.
@@ -15,6 +15,14 @@ OBJECTIVES = {
         *("--adakd-warmup-ratio", "0.1"),
     ),
     "sft": ("--kd-objective", "cross_entropy"),
+}
+# Rows that the student samples; each evaluation moves the threshold.
+ON_POLICY = {
+    "mixed": ("--kd-objective", "todi", "--gkd", "--gen-max-new-tokens", "6"),
+    "adaptive": (
+        *("--kd-objective", "adakd+todi", "--distillm", "--init-threshold", "0.6", "--loss-eps", "-9"),
+        *("--capacity", "8", "--gen-max-new-tokens", "6"),
+    ),
 }
 STUDENTS = {"full": (), "lora": ("--peft", "lora", "--peft-lora-dropout", "0.2")}
 
@@ -41,7 +49,7 @@ def arguments(tiny: Path, rows: Path, save_dir: Path, config: Path, objective: s
         *("--data-dir", str(rows), "--save-dir", str(save_dir), "--deepspeed_config", str(config)),
         *("--batch-size", "2", "--gradient-accumulation-steps", "2", "--num-epochs", "2", "--lr", "3e-3"),
         *("--max-length", "128", "--max-prompt-length", "64", "--log-interval", "3", "--resume-interval", "2"),
-        *("--keep-best-n-checkpoints", "1", *OBJECTIVES[objective], *STUDENTS[student]),
+        *("--keep-best-n-checkpoints", "1", *(OBJECTIVES | ON_POLICY)[objective], *STUDENTS[student]),
     ]
 
 

@@ -33,7 +33,6 @@ empty data file | --data-dir {W}/empty | {W}/empty/train.jsonl: no rows; every l
 broken JSON | --data-dir {W}/broken_json | {W}/broken_json/train.jsonl:3: not JSON | one JSON object
 missing field | --data-dir {W}/missing_field | {W}/missing_field/train.jsonl:3: no output; write the
 bad dev rows | --data-dir {W}/bad_dev | {W}/bad_dev/dev.jsonl:3: not JSON
-no dev file for --eval-gen | --data-dir {W}/only_train --eval-gen | --eval-gen: no dev.jsonl | drop
 unknown objective | --kd-objective tody | --kd-objective tody: unknown objective; did you mean todi?
 unknown prompt template | --prompt-template chatml | --prompt-template chatml: unknown template; choose
 unknown flag | --kd-objektive todi | --kd-objektive: unknown flag; did you mean --kd-objective?
@@ -129,7 +128,7 @@ def make_data(folder: Path) -> None:
     for name, line in third.items():
         (folder / name).mkdir()
         (folder / name / "train.jsonl").write_bytes(b"\n".join([*lines[:2], line, *lines[2:]]))
-    for name in ("good", "bad_dev", "only_train", "empty", "long"):
+    for name in ("good", "bad_dev", "empty", "long"):
         (folder / name).mkdir()
         (folder / name / "train.jsonl").write_bytes(b"" if name == "empty" else b"\n".join(lines))
     (folder / "good/valid.jsonl").write_bytes(b"\n".join(lines))

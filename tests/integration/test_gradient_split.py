@@ -19,6 +19,8 @@ SPLITS = {
     "2x4_padded": (1, 4, 2, False),
     "2ranks_2x2": (2, 2, 2, True),
 }
+# Flags behind the objective's name: the student answers the prompts of its first step.
+MORE_FLAGS = {"sampled": ("--gkd", "--lmbda", "1", "--gen-max-new-tokens", "6")}
 ACCUMULATED = ("2x4", "2x4_padded", "2ranks_2x2")
 # The same, and tokens of a micro-batch: each takes all 24 examples in its first step, as 1x24 does; ten micro-batches
 # hold two or three of them.
@@ -37,6 +39,8 @@ CASES = [("todi", "1x8", split) for split in SPLITS if split != "1x8"]
 CASES += [("todi", "1x24", split) for split in BY_TOKENS]
 CASES += [(objective, "1x8", split) for objective in OBJECTIVES for split in ("2x4_padded", "2ranks_2x2")]
 CASES += [("adakd", "1x24", split) for split in ("tokens", "2ranks_tokens")]
+CASES += [("todi sampled", "1x8", split) for split in ("2x4_padded", "2ranks_x4", "2ranks_2x2")]
+CASES += [("todi sampled", "1x24", "2ranks_tokens_x5"), ("adakd sampled", "2x4", "2ranks_2x2")]
 CASES += [
     (objective, reference, split)
     for objective in ADAKD
@@ -60,8 +64,10 @@ def results(tiny, rows, tmp_path_factory) -> Path:
     return folder
 
 
-def arguments(tiny, rows, save_dir, objective, batch, accumulation, packed, tokens=None) -> list[str]:
+def arguments(tiny, rows, save_dir, name, batch, accumulation, packed, tokens=None) -> list[str]:
+    objective, _, more = name.partition(" ")
     return [
+        *MORE_FLAGS.get(more, ()),
         *("--model-path", str(tiny / "student"), "--teacher-model-path", str(tiny / "teacher")),
         *("--data-dir", str(rows), "--save-dir", str(save_dir), "--kd-objective", objective),
         *("--batch-size", str(batch), "--gradient-accumulation-steps", str(accumulation), "--packing", str(packed)),

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 from integration.launch import ENVIRONMENT, ROOT
 
@@ -23,16 +24,18 @@ def run(command: str) -> str:
     return done.stdout
 
 
-def test_the_quickstart_ends_in_a_table_and_commands_that_work():
+def test_the_quickstart_ends_in_a_table_commands_that_work_and_a_report():
     try:
         printed = run("bash scripts/quickstart.sh")
-        evaluate, distil = (line.strip() for line in printed.splitlines()[-2:])
+        evaluate, distil, _, report = (line.strip() for line in printed.splitlines()[-4:])
+        page = Path(report).read_text()
+        assert report == str(RUNS / "report.html") and all(f"student-{name}" in page for name in ("sft", "adakd+js"))
         assert "seed 50" in run(evaluate)
         run(f"SAVE_DIR={RUNS}/next {distil}")
         assert list((RUNS / "next").glob("epoch*"))
     finally:
         shutil.rmtree(RUNS, ignore_errors=True)
-    header, _, *rows = printed.rstrip().splitlines()[-9:-4]
+    header, _, *rows = printed.rstrip().splitlines()[-11:-6]
     assert header.split() == ["run", "parameters", "dev", "loss", "ROUGE-L", "seconds"]
     assert [row.split()[0] for row in rows] == ["teacher", "student-sft", "student-adakd+js"]
     teacher, student = (int(row.split()[1].replace(",", "")) for row in rows[:2])

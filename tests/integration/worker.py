@@ -7,6 +7,8 @@ JOBS.json: {"out": FOLDER, "jobs": [{"name": ..., "argv": [...]}, ...]}. Rank 0 
 fixed tokens, "teacher_bodies": how many teachers were loaded, "loaded": elements of the student in this rank's memory
 and in all, when it is loaded and before there is an engine}.
 
+A job with "args_json" instead of "argv" repeats the run that wrote that file, with the job's "flags".
+
 A job with "entry" (distillation, evaluate) is expected to end early: NAME.json gets of every rank the exit code (or the
 exception), what it wrote to stderr, and the seconds. Its "breaks" ({"rank", "function", "error"}) makes a function, by
 module and name, raise on one rank alone.
@@ -27,7 +29,9 @@ from torch import distributed as dist
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / "code")]
+sys.path[:0] = [str(ROOT / "code"), str(ROOT / "scripts/lib")]
+
+import run_file  # noqa: E402
 
 import distillation  # noqa: E402
 from runtime.ranks import init_distributed  # noqa: E402
@@ -50,6 +54,8 @@ def main(jobs_file: str) -> None:
             if dist.get_rank() == 0:
                 out.with_name(f"{out.name}.json").write_text(json.dumps(ends))
             continue
+        if "args_json" in job:
+            _, job["argv"] = run_file.read_run(Path(job["args_json"]), job["flags"])
         seen = observe(job["argv"])
         if dist.get_rank() == 0:
             torch.save(seen, f"{out}.pt")
@@ -102,6 +108,7 @@ def observe(argv: list[str]) -> dict:
         with (
             mock.patch.object(building, "build_engine", build_and_look),
             mock.patch.object(loading, "load_teacher", wraps=loading.load_teacher) as load_teacher,
+            mock.patch.object(distillation, "write_own_report"),  # a second per run
         ):
             distillation.main(argv)
         seen["teacher_bodies"] = load_teacher.call_count

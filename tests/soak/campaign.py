@@ -1,6 +1,7 @@
 """The long tests behind docs/reliability.md, each on tiny models on a CPU; too slow for the default run.
 
     python tests/soak/campaign.py kills [--kills 20] [--seed 0]   kill -9 anywhere, resume, compare to the bit
+    python tests/soak/campaign.py onpolicy [--kills 10] [--seed 0]   the same of runs that sample
     python tests/soak/campaign.py matrix [--seed 0]     the same, once for every ZeRO stage, student, objective, ranks
     python tests/soak/campaign.py configs [--seed 0]    the same for the files in configs/deepspeed, on two ranks
     python tests/soak/campaign.py disk                  a real file system that fills (tmpfs; needs root)
@@ -34,6 +35,7 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 from integration.launch import ENVIRONMENT, run_forks, torchrun  # noqa: E402
 from integration.runs import (  # noqa: E402
     OBJECTIVES,
+    ON_POLICY,
     STUDENTS,
     arguments,
     differences,
@@ -116,13 +118,25 @@ def random_fault(draw: random.Random, ranks: int) -> dict:
 
 
 def kills(folder: Path, args: argparse.Namespace) -> int:
+    return kill_each(folder, args, ("todi", "adakd"))
+
+
+def onpolicy(folder: Path, args: argparse.Namespace) -> int:
+    return kill_each(folder, args, tuple(ON_POLICY), between=0.3)
+
+
+def kill_each(folder: Path, args: argparse.Namespace, objectives: tuple[str, ...], between: float = 0.0) -> int:
+    """between: share of the kills that fall between the first epoch's evaluation and the update of the state."""
     draw = random.Random(args.seed)
     cases = {}
     for number in range(args.kills):
         ranks, stage = draw.choice((1, 2)), draw.randrange(4)
-        setting = (ranks, stage, draw.choice(list(STUDENTS)), draw.choice(("todi", "adakd")))
+        setting = (ranks, stage, draw.choice(list(STUDENTS)), draw.choice(objectives))
         name = f"{number:02} {ranks}x zero{stage} {setting[2]} {setting[3]}"
-        cases[name] = (*setting, [random_fault(draw, ranks)])
+        fault = random_fault(draw, ranks)
+        if between and draw.random() < between:
+            fault = {"update": 1, "rank": fault["rank"]}
+        cases[name] = (*setting, [fault])
     return compare(folder, cases)
 
 
@@ -285,7 +299,7 @@ def grows(name: str, samples: np.ndarray, column: int, limit: float) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("kills", "matrix", "configs", "disk", "launchers", "memory"))
+    parser.add_argument("what", choices=("kills", "onpolicy", "matrix", "configs", "disk", "launchers", "memory"))
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=2000)

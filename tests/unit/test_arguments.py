@@ -15,46 +15,39 @@ from hypothesis import strategies as st
 import flags
 import foreign_flags
 from arguments import (
+    READ_BY,
+    SHORTHANDS,
     CheckpointArguments,
     DataArguments,
     EvaluateArguments,
     EvaluateConfig,
+    GenerateArguments,
+    GenerateConfig,
     GenerationArguments,
     KDArguments,
     ModelArguments,
+    OnPolicyArguments,
     TeacherArguments,
     TrainArguments,
     TrainConfig,
     hyper_parameters,
     parse_evaluate_arguments,
+    parse_generate_arguments,
     parse_train_arguments,
 )
 from flags import Group, option
 from flags import parse as parse_groups
+from official_flags import TODI_KD, TODI_SFT
 
-TRAIN_GROUPS = (ModelArguments, TeacherArguments, KDArguments, DataArguments, TrainArguments, GenerationArguments)
+TRAIN_GROUPS = (
+    *(ModelArguments, TeacherArguments, KDArguments, DataArguments, TrainArguments, GenerationArguments),
+    OnPolicyArguments,
+)
 OF_EVALUATION = (CheckpointArguments, EvaluateArguments)
 EVALUATE_GROUPS = (*OF_EVALUATION, GenerationArguments)
 REQUIRED = ("--model-path", "student", "--data-dir", "data/dolly")
 
-# The flags of the official training and evaluation scripts, as they stand there.
-TODI_KD = """
-    --base-path . --model-path model_hub/tinyllama --n-gpu 4 --teacher-model-path model_hub/llama2
-    --teacher-peft-path teacher/epoch10 --teacher-model-fp16 --gradient-checkpointing --data-dir data/dolly/
-    --num-workers 0 --dev-num 1000 --task vanilla_kd --lr 0.001 --batch-size 4 --eval-batch-size 16
-    --gradient-accumulation-steps 2 --warmup-iters 0 --lr-decay-style cosine --weight-decay 1e-2 --clip-grad 1.0
-    --num-epochs 10 --kd-rate 0.5 --kd-temperature 2.0 --kd-objective ToDi --peft lora --peft-lora-r 256
-    --peft-lora-alpha 8 --peft-lora-dropout 0.1 --max-length 512 --max-prompt-length 256 --do-train --do-valid
-    --eval-gen --save-interval 1 --eval-interval 1 --log-interval 50 --save-dir outputs/x --keep-best-n-checkpoints 1
-    --criterion various_divergence --seed 10 --deepspeed --deepspeed_config configs/deepspeed/ds_config_bf16.json
-    --do-sample --top-k 0 --top-p 1.0 --temperature 1.0"""
-TODI_SFT = """
-    --base-path . --model-path model_hub/gpt2 --model-type gpt2 --n-gpu 4 --data-dir data/dolly/ --num-workers 0
-    --dev-num 1000 --task sft --lr 0.0005 --batch-size 4 --eval-batch-size 32 --gradient-accumulation-steps 2
-    --warmup-iters 0 --lr-decay-style cosine --weight-decay 1e-2 --clip-grad 1.0 --num-epochs 20 --max-length 512
-    --max-prompt-length 256 --do-train --do-valid --eval-gen --save-interval 1 --eval-interval 1 --log-interval 50
-    --save-dir outputs/x --keep-best-n-checkpoints 1 --criterion cross_entropy --seed 10 --deepspeed
-    --deepspeed_config configs/deepspeed/ds_config_bf16.json --do-sample --top-k 0 --top-p 1.0 --temperature 1.0"""
+# The flags of the other reference scripts, as they stand there.
 MINILLM_KD = """
     --base-path . --model-path checkpoints/gpt2-base/ --teacher-model-path results/gpt2-xlarge/ --ckpt-name gpt2-base
     --teacher-ckpt-name xlarge-sft --teacher-model-fp16 --n-gpu 16 --model-type gpt2 --gradient-checkpointing
@@ -98,7 +91,11 @@ def parse_evaluate(*flags: str) -> EvaluateConfig:
     return parse_evaluate_arguments([*REQUIRED, *flags])
 
 
-def train_flags(config: TrainConfig | EvaluateConfig) -> dict:
+def parse_generate(*flags: str) -> GenerateConfig:
+    return parse_generate_arguments([*REQUIRED, "--save-dir", "out", *flags])
+
+
+def train_flags(config: TrainConfig | EvaluateConfig | GenerateConfig) -> dict:
     """The values of all groups by name."""
     return {name: value for group in config[:-1] for name, value in dataclasses.asdict(group).items()}
 
@@ -135,7 +132,11 @@ def valid_text(group: type, field: dataclasses.Field) -> str:
 
 FIELDS = [
     pytest.param(parse, group, field, option, id=f"{parse.__name__.removeprefix('parse_')}{option}")
-    for parse, groups in ((parse_train, TRAIN_GROUPS), (parse_evaluate, EVALUATE_GROUPS))
+    for parse, groups in (
+        (parse_train, TRAIN_GROUPS),
+        (parse_evaluate, EVALUATE_GROUPS),
+        (parse_generate, (GenerateArguments,)),
+    )
     for group in groups
     for field in dataclasses.fields(group)
     for option in options_of(group, field)
@@ -146,10 +147,14 @@ FIELDS = [
 def test_every_field_parses_in_every_spelling_and_with_equals_sign(parse, group, field, option):
     text = valid_text(group, field)
     company = []
-    if group is ModelArguments and field.name.startswith("peft_"):
+    if group is ModelArguments and field.name.startswith(("peft_", "model_bits")):
         company = ["--peft", "lora"]
     elif field.name in ("teacher_peft_path", "teacher_revision"):
         company = ["--teacher-model-path", "t"]
+    elif group is OnPolicyArguments and field.name not in ("student_gen", *SHORTHANDS):
+        company = ["--student-gen"]
+        if field.name in READ_BY:
+            company += ["--gen-schedule", READ_BY[field.name]]
     spaced, joined = parse(*company, option, text), parse(*company, f"{option}={text}")
     assert spaced == joined
     value = train_flags(spaced)[field.name]
@@ -178,12 +183,15 @@ def test_a_switch_that_is_on_can_be_turned_off(flag):
 # --- every field is read ---------------------------------------------------------------------------------------------
 
 READ = re.compile(
-    r"\b(?:\w*args|model|teacher|kd|data|train|generation|evaluate|self)(?=\.(\w+))|getattr\(\w+, \"(\w+)"
+    r"\b(?:\w*args|model|teacher|kd|data|train|generation|on_policy|evaluate|self)(?=\.(\w+))|getattr\(\w+, \"(\w+)"
 )
 READ_HERE = {"criterion", "kd_objective"}  # by KDArguments.objective
+READ_HERE |= {"student_gen", "gen_schedule", "gkd", "distillm", "distillm2"}  # by OnPolicyArguments.schedule
 
 
-@pytest.mark.parametrize("group", dict.fromkeys((*TRAIN_GROUPS, *EVALUATE_GROUPS)), ids=lambda group: group.__name__)
+@pytest.mark.parametrize(
+    "group", dict.fromkeys((*TRAIN_GROUPS, *EVALUATE_GROUPS, GenerateArguments)), ids=lambda group: group.__name__
+)
 def test_every_field_is_read_somewhere(root, group):
     of_evaluation = {root / "code/evaluate.py", *(root / "code/evaluation").glob("*.py")}
     files = of_evaluation if group in OF_EVALUATION else {*(root / "code").rglob("*.py")} - of_evaluation
@@ -379,7 +387,7 @@ def test_help_has_each_flag_once_in_its_group(capsys, monkeypatch, parse, groups
     assert "default: None" not in out and max(map(len, out.splitlines())) <= 120
 
 
-@pytest.mark.parametrize("entry", ["distillation", "evaluate", "compare", "doctor"])
+@pytest.mark.parametrize("entry", ["distillation", "evaluate", "compare", "judge", "doctor"])
 @pytest.mark.parametrize(("words", "code", "said"), [(["--help"], 0, "usage: "), (["--lrr", "1"], 2, "error: ")])
 def test_help_and_a_wrong_flag_are_answered_without_torch(root, entry, words, code, said):
     words = [str(root / f"code/{entry}.py"), *(() if code == 0 else REQUIRED), *words]
@@ -391,9 +399,12 @@ def test_help_and_a_wrong_flag_are_answered_without_torch(root, entry, words, co
 OUTSIDE = {"of at least": -1, "above": 0, "at most": 1, "below": 0}  # of a bound
 
 
-@pytest.mark.parametrize("group", dict.fromkeys((*TRAIN_GROUPS, *EVALUATE_GROUPS)), ids=lambda group: group.__name__)
+@pytest.mark.parametrize(
+    "group", dict.fromkeys((*TRAIN_GROUPS, *EVALUATE_GROUPS, GenerateArguments)), ids=lambda group: group.__name__
+)
 def test_numbers_outside_their_bounds_name_flag_value_and_remedy(group):
-    parse = parse_evaluate if group in OF_EVALUATION else parse_train
+    parsers = {GenerateArguments: parse_generate, **dict.fromkeys(OF_EVALUATION, parse_evaluate)}
+    parse = parsers.get(group, parse_train)
     for field in dataclasses.fields(group):
         flag, kind = f"--{field.name.replace('_', '-')}", base_type(typing.get_type_hints(group)[field.name])
         values = [kind(limit + OUTSIDE[word]) for word, limit in field.metadata["bounds"].items()]
@@ -416,11 +427,42 @@ def test_numbers_outside_their_bounds_name_flag_value_and_remedy(group):
         ("--peft-lora-r", 4, "add --peft lora, or all weights are trained"),
         ("--teacher-peft-path", "x", "name the adapter's base model with --teacher-model-path"),
         ("--teacher-revision", "x", "name its hub id with --teacher-model-path"),
+        ("--mixed-alpha", 0.25, "add --student-gen, or all rows are data"),
     ],
 )
 def test_remedies(flag, value, remedy):
     with pytest.raises(ValueError, match=f"^{flag} {value}: {remedy}$"):
         parse_train(flag, str(value))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--gkd --distillm", "--gkd --distillm: they contradict each other; pass one of them"),
+        ("--gkd --capacity 3", "--capacity 3: only --gen-schedule adaptive reads it; drop it"),
+        ("--gkd --pair-weight .5", "--pair-weight 0.5: only --gen-schedule pair reads it; drop it"),
+        ("--gkd --gen-schedule adaptive", "--gen-schedule adaptive: --gkd means --gen-schedule mixed; drop one of"),
+        ("--type adaptive-srkl", "--type adaptive-srkl: not supported; choose the rows with --student-gen"),
+        ("--type=mixed-fkl", "--type mixed-fkl: not supported; .*--gen-schedule adaptive .short: --distillm. or mixed"),
+        ("--gen-num-beams 4", "--gen-num-beams 4: not supported; training answers are sampled, without beams"),
+    ],
+)
+def test_rows_that_would_not_be_what_was_asked_for(words, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        parse_train(*words.split())
+
+
+def test_flags_of_the_on_policy_releases():
+    words = (
+        "--student-gen --gen-schedule adaptive --gen-num-beams 1 --gen-top-p 1.0 --init-threshold 0.0 --loss-eps 0.1"
+    )
+    config = parse_train(*words.split(), "--capacity", "1000", "--kd-ratio", "1.0", "--type", "kd", "--local_rank", "3")
+    assert (config.on_policy.schedule, config.kd.kd_rate) == ("adaptive", 1.0)
+    assert config.ignored_flags == ("--gen-num-beams", "--type")
+    assert parse_train("--gkd", "--gkd-alpha", "1").on_policy == parse_train("--gkd", "--lmbda", "1").on_policy
+    assert not parse_train("--gkd", "--lmbda", "0").on_policy.samples
+    assert (parse_train("--distillm2").kd.objective, parse_train().kd.objective) == ("sfkl", "cross_entropy")
+    assert parse_train("--distillm2", "--kd-objective", "fkl").kd.objective == "fkl"
 
 
 def test_evaluation_needs_room_for_an_answer():

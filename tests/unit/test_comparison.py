@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 
 import compare as entry
+from evaluated_runs import write_evaluation
 from evaluation.comparison import bootstrap_means, compare, compare_runs, holm
-from evaluation.metrics import Answer
-from evaluation.results import Results, write_summary
-from evaluation.scoring import Scores
 
 
 def scores(count: int, shift: float = 0.0, seed: int = 0) -> np.ndarray:
@@ -80,19 +78,8 @@ def test_pairs_of_runs():
 def evaluated(tmp_path):
     """Writes an evaluation of a run: 40 examples, whose ROUGE-L is `mean` and noise of the seed."""
 
-    def write(run: str, mean: float, name: str = "dolly", seeds=(10, 20), **settings):
-        checkpoint = tmp_path / run / "epoch1_step2_loss1.0"
-        checkpoint.mkdir(parents=True, exist_ok=True)
-        (checkpoint / "config.json").write_text("{}")
-        root = checkpoint.parent / "eval" / checkpoint.name
-        settings = {"set": name, "split": "valid", "rows": {"count": 40}, "decoding": {"do_sample": True}} | settings
-        results = Results(root, f"{name}-valid", {"weights": run, **settings}, {"model_path": run})
-        for seed in seeds:
-            values = list(scores(40, mean - 20, seed))
-            answers = [Answer("Say red.", "red", ("red",), tokens=2, ended=True)] * 40
-            results.write(seed, answers, Scores({"rougeL": values}, {"rougeL": float(np.mean(values))}), 0)
-        write_summary(root)
-        return str(tmp_path / run)
+    def write(run: str, mean: float, name: str = "dolly", **settings):
+        return str(write_evaluation(tmp_path / run, name, ["red"] * 40, lambda s: scores(40, mean - 20, s), **settings))
 
     return write
 
@@ -157,10 +144,25 @@ def test_mistakes_of_a_comparison(tmp_path, capsys, evaluated):
     assert "no evaluation with the same settings is common to all runs" in said(sft, todi)
     assert f"RUN_OR_CKPT {sft}: pass two or more to compare" in said(sft)
     assert "one is named twice" in said(sft, sft)
-    assert f"RUN_OR_CKPT {tmp_path}/new: no evaluation in " in said(sft, f"{tmp_path}/new")
+    assert f"RUN_OR_CKPT {tmp_path}/new: no evaluation of it in " in said(sft, f"{tmp_path}/new")
     assert "--metric bleu: " in said(sft, evaluated("b", 20), "--metric", "bleu")
     evaluated("todi", 20)
     results = tmp_path / "todi/eval/epoch1_step2_loss1.0"
     for settings in results.glob("*/*/settings.json"):
         settings.write_text(settings.read_text().replace('"weights": "todi"', f'"weights": "{settings.parent.name}"'))
-    assert "holds evaluations of several checkpoints" in said(sft, str(results))
+    assert f"holds evaluations of several checkpoints; pass the checkpoints, and --results {results}" in said(
+        sft, str(results)
+    )
+
+
+def test_results_elsewhere_are_found(tmp_path, capsys, evaluated):
+    """Those of several checkpoints in one folder, as --save-dir leaves them, however the paths are written."""
+    place = tmp_path / "results"
+    sft, todi = (evaluated(run, mean, save_dir=place) for run, mean in (("sft", 20), ("todi", 25)))
+    evaluated("sft", 99)  # beside the checkpoint
+    out = run_compare(tmp_path, capsys, sft, f"{todi}/epoch1_step2_loss1.0", "--results", str(place))
+    assert "todi - sft  +5.00 [5.00, 5.00]" in out
+    err = run_compare(tmp_path, capsys, sft, todi, code=2)
+    assert "loss1.0: no evaluation of it in" in err and "or name the folder with --results" in err
+    err = run_compare(tmp_path, capsys, sft, evaluated("other", 20), "--results", str(place), code=2)
+    assert f"loss1.0: no evaluation of it in {place}" in err

@@ -1,8 +1,8 @@
 """Rows of jsonl -> prompts and responses -> token ids -> the cache on disk."""
 
+import hashlib
 import json
-import subprocess
-import sys
+import re
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
@@ -14,9 +14,10 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from arguments import DataArguments
-from data_utils import dataset
+from data_utils import dataset, sources
 from data_utils.dataset import Row, load_instruction_data
 from data_utils.prompts import cut_prompts, encode_pairs, encode_prompts, prompt_template
+from data_utils.sources import find_source, training_sources
 from tiny import make_rows, make_tokenizer
 
 GOOD = {"instruction": "Add.", "output": "Three."}
@@ -134,8 +135,6 @@ def test_a_missing_file_names_the_flag_and_what_is_there(tmp_path, tokenizer, ar
     (tmp_path / "rows.jsonl").touch()
     with pytest.raises(FileNotFoundError, match=r": no train.jsonl there \(found: rows.jsonl\); see"):
         read_rows(path)
-    with pytest.raises(FileNotFoundError, match=r"--data-dir .*rows.jsonl: a file; pass the folder"):
-        read_rows(tmp_path / "rows.jsonl" / "train.jsonl")
     path.write_bytes(b"  \r\n\t\n")
     with pytest.raises(ValueError, match=f"{path}: no rows; "):
         read_rows(path)
@@ -189,35 +188,130 @@ def test_fields_of_other_programs_are_known_and_a_prompt_of_its_own_wins(tmp_pat
     assert [row.responses for row in read] == [("Three.",), ("3", "three"), ("Three.",), ("Three.",)]
 
 
-def converted(message: str, folder: Path, stdin: bytes = b"") -> bytes:
-    """What the command at the end of a message prints."""
-    command = message[message.index("python -c ") :].removeprefix("python").split(" < ")[0]
-    run = subprocess.run(f"{sys.executable}{command}", shell=True, cwd=folder, input=stdin, capture_output=True)
-    assert run.returncode == 0, run.stderr
-    return run.stdout
+def as_file(path: Path, rows: list[dict]) -> Path:
+    """The rows in the format that the file's name says, in a folder that is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".json":
+        path.write_text(json.dumps(rows, indent=1))
+    elif path.suffix == ".jsonl":
+        write(path, *rows)
+    else:
+        table = dataset.datasets.Dataset.from_list(rows)
+        {".csv": table.to_csv, ".parquet": table.to_parquet}[path.suffix](path)
+    return path
 
 
-@pytest.mark.parametrize(("field", "text"), [("messages", "content"), ("conversations", "value")])
-def test_a_chat_is_answered_with_a_command_that_converts_it(tmp_path, field, text):
-    chat = {field: [{text: "Hello."}, {text: "Hi."}, {text: 'Say "it\'s".'}, {text: "it's"}]}
-    path = write(tmp_path / "chats.jsonl", chat)
-    with pytest.raises(ValueError, match=rf":1: a chat \({field}\), where a row is one instruction") as error:
-        read_rows(path)
-    (tmp_path / "train.jsonl").write_bytes(converted(str(error.value), tmp_path, path.read_bytes()))
-    assert read_rows(tmp_path / "train.jsonl") == [Row(ALPACA.render('Say "it\'s".', ""), ("it's",))]
+FILES = ["train.jsonl", "train.json", "a set's/train.csv", "data/train-00000-of-00001.parquet", "train-1.json"]
 
 
-@pytest.mark.parametrize("name", ["set/train.json", "a set's/train.csv", "set/data/train-00000-of-00001.parquet"])
-def test_rows_in_another_format_are_answered_with_a_command_that_converts_them(tmp_path, name):
-    there = tmp_path / name
-    there.parent.mkdir(parents=True)
-    table = dataset.datasets.Dataset.from_list([{**GOOD, "input": None}, {**GOOD, "input": "é"}])
-    {".json": table.to_json, ".csv": table.to_csv, ".parquet": table.to_parquet}[there.suffix](there)
-    path = tmp_path / name.split("/")[0] / "train.jsonl"
-    with pytest.raises(FileNotFoundError, match=" there, but ") as error:
-        read_rows(path)
-    converted(str(error.value), tmp_path)
-    assert read_rows(path) == [Row(ALPACA.render("Add.", text), ("Three.",)) for text in ("", "é")]
+@pytest.mark.parametrize("name", FILES)
+def test_a_folder_or_a_file_of_every_format_is_read(tmp_path, name):
+    rows = [{**GOOD, "input": ""}, {**GOOD, "input": 'é, "2"\n3', "output": "NA"}]
+    path = as_file(tmp_path / name, rows)
+    folder = path.parent.parent if path.parent.name == "data" else path.parent
+    for place in (folder, path):
+        read = dataset.read_rows(find_source(str(place), "train"), ALPACA)
+        wanted = [Row(ALPACA.render("Add.", row["input"]), (row["output"],)) for row in rows]
+        assert read == wanted
+    assert [row.place.removeprefix(str(path)) for row in read] in ([":1", ":2"], [":2", ":3"], [", row 1", ", row 2"])
+
+
+def test_a_bad_row_is_named_in_every_format(tmp_path):
+    rows = [GOOD, {"instruction": "Add.", "output": " "}, GOOD]
+    for name, place in (("a.json", ", row 2"), ("a.csv", ":3"), ("a.parquet", ", row 2"), ("a.jsonl", ":2")):
+        path = as_file(tmp_path / name, rows)
+        with pytest.raises(ValueError, match=f"^{path}{place}: output is empty"):
+            read_rows(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.json", b"[1, 2]", ", row 1: int, not an object"),
+        ("a.json", b'[{"instruction": 1},', ": not JSON ("),
+        ("a.json", b'["\xe9"]', ": not UTF-8 ("),
+        ("a.csv", b"instruction,output\nAdd.\n", ":2: not as many fields as the header"),
+        ("a.csv", b"instruction,output\na,b\nAdd.,x,y\n", ":3: not as many fields as the header"),
+        ("a.csv", b"instruction,output\na,\xe9\n", ": not UTF-8 ("),
+        ("a.csv", b"instruction,output\n", ": no rows; "),
+        ("a.json", b"[]", ": no rows; "),
+        ("a.parquet", b"PAR1", ": not a parquet file ("),
+        ("a.txt", b"Add.", ": not a .jsonl, .json, .csv, .parquet file; convert it, or pass a folder"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path, name, content, said):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(said)) as error:
+        dataset.read_rows(find_source(str(path), "train"), ALPACA)
+    assert str(path) in str(error.value)
+
+
+def test_a_data_set_of_the_hub_is_loaded_with_its_split_and_revision(monkeypatch, args, tokenizer):
+    """With a stub of `load_dataset`: there is no network here."""
+    calls = []
+
+    def load(name, **named):
+        calls.append((name, named))
+        if named["split"] != "train_sft":
+            raise ValueError(f'Unknown split "{named["split"]}".')
+        return dataset.datasets.Dataset.from_list([{**GOOD, "input": None}] * 3 + [{**GOOD, "input": "x"}])
+
+    monkeypatch.setattr(dataset.datasets, "load_dataset", load)
+    sources._from_hub.cache_clear()
+    hub = replace(args, data_dir="some-org/chats.v2", data_split="train_sft", data_revision="abc")
+    train, dev = dataset.load_data(tokenizer, hub)
+    assert calls[0] == ("some-org/chats.v2", {"split": "train_sft", "revision": "abc"})
+    assert sorted((len(train), len(dev))) == [1, 3]
+    with pytest.raises(
+        ValueError, match=r'--data-dir some-org/chats.v2: .* split train on the hub \(Unknown split "tr'
+    ):
+        dataset.load_data(tokenizer, replace(hub, data_split="train"))
+    with pytest.raises(FileNotFoundError, match=r"--data-dir data/missing: no train\.jsonl there"):
+        find_source("data/missing", "train", hub)  # data/ is a folder here, so it is no organisation
+
+
+def test_without_a_dev_file_rows_are_held_out_by_their_content(tmp_path, tokenizer, args):
+    rows = [*make_rows(100), *make_rows(3)]
+    path = write(tmp_path / "train.jsonl", *rows)
+    train, dev = training_sources(args)
+    parts = {source.part: [text for _, text in source.rows()] for source in (train, dev)}
+    assert len(parts["dev"]) in (5, 6) and sorted(parts["dev"] + parts["train"]) == sorted(
+        map(str.strip, parts_of(path))
+    )
+    assert not set(parts["dev"]) & set(parts["train"])  # equal rows are on one side
+    shuffled = as_file(tmp_path / "other/train.jsonl", rows[::-1])
+    again = training_sources(replace(args, data_dir=str(shuffled.parent)))[1]
+    assert {text for _, text in again.rows()} == set(parts["dev"])
+    data, dev_data = dataset.load_data(tokenizer, replace(args, train_num=7))
+    assert (len(data), len(dev_data)) == (7, len(parts["dev"]))
+    assert train.digest() != dev.digest() != sources.as_source(path).digest()
+
+
+def parts_of(path: Path) -> list[str]:
+    return path.read_text().splitlines()
+
+
+def test_one_row_is_too_few_to_hold_some_out(tmp_path, args):
+    write(tmp_path / "train.jsonl", GOOD, GOOD)
+    train, dev = training_sources(args)
+    assert dev is None and train.part is None and len(list(train.rows())) == 2
+
+
+def test_a_dev_file_has_the_names_of_this_project_and_of_the_hub(tmp_path, args):
+    write(tmp_path / "train.jsonl", GOOD)
+    as_file(tmp_path / "data/validation-00000-of-00002.parquet", [GOOD])
+    as_file(tmp_path / "data/validation-00001-of-00002.parquet", [GOOD, GOOD])
+    assert len(list(training_sources(args)[1].rows())) == 3
+    as_file(tmp_path / "dev.csv", [GOOD])
+    assert len(list(training_sources(args)[1].rows())) == 1
+
+
+def test_a_digest_of_one_file_is_its_sha256_and_follows_its_content(train_file):
+    before = sources.as_source(train_file).digest()
+    assert before == hashlib.sha256(train_file.read_bytes()).hexdigest()
+    train_file.write_text(train_file.read_text().replace("Say", "Sing", 1))
+    assert sources.as_source(train_file).digest() != before
 
 
 def test_an_evaluation_takes_rows_without_a_reference(tmp_path):
@@ -425,12 +519,12 @@ def test_force_process_writes_the_same_again(train_file, tokenizer, args):
 
 
 def test_only_the_first_process_of_a_node_tokenises(train_file, tokenizer, args, monkeypatch):
-    load_instruction_data(train_file, tokenizer, args)
+    dataset.load_data(tokenizer, args)
     fail_to_tokenise(monkeypatch)
     monkeypatch.setenv("LOCAL_RANK", "1")
     for forced in (False, True):
         train, dev = dataset.load_data(tokenizer, replace(args, force_process=forced))
-        assert (len(train), dev) == (24, None)
+        assert (len(train), len(dev)) == (23, 1)
 
 
 @pytest.mark.parametrize("name", ["databricks-dolly-15k-in-the-processed-form-of-the-line-of-repositories", "a: b?"])

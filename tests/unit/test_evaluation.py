@@ -18,6 +18,7 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
+from rouge_score import rouge_scorer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from arguments import GenerationArguments
@@ -51,6 +52,18 @@ from tiny import make_rows
 )
 def test_words_of_rouge_l(tokenizer, answer, reference, score):
     assert rouge_l([answer], [["best", reference]], tokenizer) == pytest.approx([score])
+
+
+def test_rouge_l_is_that_of_rouge_score():
+    """Per answer, the best of its references."""
+    lines = [row["instruction"] for row in make_rows(120)]
+    answers, references = lines[::3], [list(pair) for pair in zip(lines[1::3], lines[2::3])]
+    scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+    theirs = [
+        100 * max(scorer.score(reference, answer)["rougeL"].fmeasure for reference in of_answer)
+        for answer, of_answer in zip(answers, references)
+    ]
+    assert rouge_l(answers, references) == theirs and len(set(theirs)) > 3
 
 
 @given(text=st.text(st.characters(codec="ascii"), max_size=80), reference=st.text(st.characters(codec="ascii")))
@@ -167,10 +180,10 @@ def test_rows_are_answered_and_scored(tiny):
             ids = [tokenizer(f" {row.responses[-1]}")["input_ids"] + [tokenizer.eos_token_id] for row in rows]
             return {seed: [answer[:4] for answer in ids] for seed in seeds}
 
-    questions = EvaluationSet(rows, tokenizer, max_prompt_length=32, prompt_ending="")
+    questions = EvaluationSet(rows, tokenizer, max_prompt_length=32, template=prompt_template("none"))
     answers = questions.answers(Oracle(), [1, 2])
     assert list(answers) == seen["seeds"] == [1, 2] and answers[1] == answers[2]
-    assert questions.cut_prompts == 1 and [len(ids) for ids in seen["prompts"]] == [len(questions.prompts[0]), 32]
+    assert questions.cut_prompts == 1 and [len(ids) for ids in seen["prompts"]] == [len(questions.prompts[0].ids), 32]
     first, second = answers[1]
     assert (first.prompt, first.text, first.references, first.ended) == ("Say red.", "red", ("red",), True)
     assert first.tokens == len(tokenizer(" red")["input_ids"]) + 1
@@ -433,6 +446,23 @@ def test_a_kill_loses_no_seed_that_is_complete(evaluate, rows, tmp_path, monkeyp
     seed.rename(seed.with_name(".seed10.old.tmp"))  # killed while it was replaced
     evaluate(*flags, "--save-dir", tmp_path / "part")
     assert len(calls) == 4 and read_answers(tmp_path / "part") == read_answers(tmp_path / "whole")
+
+
+def test_a_kill_loses_no_set_that_is_complete(evaluate, rows, tmp_path, monkeypatch):
+    sets = [rows, write_rows(tmp_path / "other-set", make_rows(3, seed=9))]
+    flags = ["--data-dir", *sets, "--dev-num", 2, "--save-dir", tmp_path / "out"]
+    answered, answers = [], EvaluationSet.answers
+
+    def dies_at_the_second(self, generator, seeds):
+        answered.append(self.rows[0].prompt)
+        if len(answered) == 2:
+            raise RuntimeError("killed")
+        return answers(self, generator, seeds)
+
+    monkeypatch.setattr(EvaluationSet, "answers", dies_at_the_second)
+    evaluate(*flags, code=1)
+    evaluate(*flags)
+    assert answered[1:] == [answered[1]] * 2 and len(read_summary(tmp_path / "out")) == 2
 
 
 def test_several_checkpoints_share_a_table(evaluate, tiny, rows, tmp_path):

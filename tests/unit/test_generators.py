@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
@@ -25,14 +26,14 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from arguments import EvaluateArguments, GenerationArguments, parse_evaluate_arguments
+from arguments import EvaluateArguments, GenerationArguments, ModelArguments, parse_evaluate_arguments
 from data_utils.dataset import Row
 from evaluation.defaults import Checkpoint
 from evaluation.settings import evaluation_settings
 from generation import dropping, transformers_generator, vllm_generator
 from generation.building import batch_tokens, build_generator, cache_bytes_per_token, check_generator
 from generation.transformers_generator import TransformersGenerator
-from models.loading import load_checkpoint
+from models.loading import load_checkpoint, load_student
 
 IN_PROCESS = ("dropping", "transformers", "continuous")
 NEW_TOKENS = 12
@@ -344,7 +345,17 @@ class StubLLM:
 
     def generate(self, prompts, sampling_params):
         self.calls.append((prompts, sampling_params))
+        assert {type(i) for prompt in prompts for i in prompt["prompt_token_ids"]} == {int}, "it encodes no other"
         return [SimpleNamespace(outputs=[self._answer(*pair)]) for pair in zip(prompts, sampling_params)]
+
+    def apply_model(self, function):
+        function(self)
+
+    def load_weights(self, weights):
+        self.loaded = dict(weights)
+
+    def reset_prefix_cache(self):
+        self.calls.clear()
 
     def _answer(self, prompt, params):
         ids = [*reversed(prompt["prompt_token_ids"]), params.seed % 50 + 2][: params.max_tokens]
@@ -364,7 +375,8 @@ def vllm(monkeypatch):
 def test_vllm_by_a_stub(tiny, vllm):
     model, tokenizer = load_checkpoint(str(tiny / "student"))
     flags = {"generator": "vllm", "do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 4}
-    answers = generate(model, tokenizer, [[5, 6, 7], [8]], seeds=(1, 2), new_tokens=3, **flags)
+    prompts = [np.array([5, 6, 7], dtype=np.int32), [8]]  # a data set has arrays
+    answers = generate(model, tokenizer, prompts, seeds=(1, 2), new_tokens=3, **flags)
     eos = tokenizer.eos_token_id
     assert [answers[seed][0] for seed in (1, 2)] == [[7, 6, 5]] * 2, "cut without EOS"
     assert all(answers[seed][1][0] == 8 and answers[seed][1][-1] == eos for seed in (1, 2))
@@ -379,3 +391,23 @@ def test_vllm_by_a_stub(tiny, vllm):
     generate(model, tokenizer, [[3] * 9], new_tokens=2, generator="vllm")
     assert StubLLM.made[-1].settings["max_model_len"] == 11, "a longer prompt needs another"
     assert generate(model, tokenizer, [], generator="vllm") == []
+
+
+@pytest.mark.parametrize("peft", [None, "lora"])
+def test_vllm_gets_the_weights_of_a_model_in_training(tiny, vllm, peft):
+    """An adapter is merged into a copy: merging in place would round the weights."""
+    model = load_student(ModelArguments(model_path=str(tiny / "student"), peft=peft), torch.float32)
+    vllm_generator.refresh(model, 64)
+    (engine,) = StubLLM.made
+    assert engine.settings["max_model_len"] == 64
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.5)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    vllm_generator.refresh(model, 64)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    name = "model.layers.0.self_attn.q_proj"
+    weight = model.get_submodule(f"base_model.model.{name}" if peft else name)
+    expected = weight.weight + weight.get_delta_weight("default") if peft else weight.weight
+    torch.testing.assert_close(engine.loaded[f"{name}.weight"], expected)
+    assert len(StubLLM.made) == 1 and generate(model, SimpleNamespace(eos_token_id=1), [[8]], generator="vllm")

@@ -310,7 +310,7 @@ def test_many_cut_rows_are_warned_of(tiny, tmp_path):
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
-BILLION = ModelFacts("model", LlamaConfig(), 10**9, 10**9, 32000, 4096)
+BILLION = ModelFacts("model", LlamaConfig(), 10**9, 10**9, 0, 32000, 4096)
 
 
 def memory_of(config, stage, precision, ranks, teacher=None, **zero):

@@ -16,6 +16,7 @@ from evaluation.metrics import MAIN_METRIC
 from reporting.evaluations import METRIC
 from reporting.page import build_report, embedded, render, write_report
 from reporting.run import read_groups, run_folder
+from reporting.titles import titles
 from reporting.tokens import token_view
 from synthetic_runs import HOSTILE, make_run, write
 
@@ -115,6 +116,22 @@ def test_three_runs_show_every_section(runs):
     )
 
 
+def test_the_matrix_is_a_table(runs):
+    text = render(build_report(read_groups(runs)))
+    table = text[text.index('<div class="matrix">') : text.index("</table>")]
+    first, *rows = re.findall(r"<tr>.*?</tr>", table, re.DOTALL)
+    assert re.findall(r'<th scope="col">(.*?)</th>', first) == ["sft", "todi", "adakd"] and len(rows) == 3
+    cells = re.findall(r'class="(\w+)" style="--share: (\d+)%">([^<]*)<', rows[0])
+    assert [cell[0] for cell in cells] == ["under"] * 3 and cells[2][1] == "55" and cells[2][2].startswith("−")
+    assert 'data-figure="significance"' not in text
+
+
+def test_titles_of_prompts_leave_out_their_template():
+    prompts = [f"Below is a task.\n\n### Instruction:\nName {what}.\n\n### Response:\n" for what in ("a", "b")]
+    assert titles([*prompts, "Another\nkind"]) == ["Name a.", "Name b.", "Another kind"]
+    assert titles(["the same", "the same", ""]) == ["the same", "the same", ""]
+
+
 @pytest.mark.parametrize(
     ("kind", "made", "sections"),
     [
@@ -167,7 +184,7 @@ def test_the_gap_to_an_evaluated_teacher(tmp_path):
     groups = read_groups([sft, todi])
     means = [float(run.evaluations[0].scores_N.mean()) for run in (groups[0].first, groups[1].first)]
     goal = float(groups[1].first.teacher_evaluations[0].scores_N.mean())
-    closed = f"{(means[1] - means[0]) / (goal - means[0]):.0%}"
+    closed = f"{100 * (means[1] - means[0]) / (goal - means[0]):.0f} %"
     report = build_report(groups)
     assert report.head["cards"][1]["gap"] == f"{closed} of the ROUGE-L gap between sft and the teacher closed"
     (comparison,) = (section for section in report.sections if section.key == "comparison")

@@ -74,6 +74,31 @@ def test_a_state_from_before_a_flag_has_its_value(tmp_path):
         continued((config, before), settings("--prompt-template", "none"), tmp_path)
 
 
+def test_a_state_from_before_sampled_rows_had_none(tmp_path):
+    config, before = settings()
+    before["flags"] = {name: value for name, value in before["flags"].items() if "gen" not in name}
+    assert continued((config, before), settings(), tmp_path) == []
+    with pytest.raises(ValueError, match=r"--student-gen True \(it has False\)"):
+        continued((config, before), settings("--student-gen"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "argv", "refused"),
+    [
+        ("mixed", ["--eval-interval", "2"], False),
+        ("adaptive", ["--eval-interval", "2"], True),
+        ("adaptive", ["--save-interval", "2"], True),
+        ("mixed", ["--total-iters", "90"], False),
+        ("adaptive", ["--total-iters", "90"], True),
+        ("adaptive", ["--total-iters", "90", "--replay-ratio", "constant"], False),
+    ],
+)
+def test_what_moves_the_share_of_sampled_steps_stays(schedule, argv, refused, tmp_path):
+    rows = ["--student-gen", "--gen-schedule", schedule, "--lr-decay-style", "constant", *argv[2:]]
+    with pytest.raises(ValueError, match=f"{argv[0]} {argv[1]} .it has ") if refused else nullcontext():
+        continued(settings(*rows), settings(*rows, *argv[:2]), tmp_path)
+
+
 def test_what_is_written_and_how_it_is_computed_may_change(tmp_path):
     argv = ["--log-interval", "3", "--loss-chunk-mb", "8", "--keep-best-n-checkpoints", "4", "--data-dir", "e"]
     notes = sorted(continued(settings(), settings(*argv), tmp_path))

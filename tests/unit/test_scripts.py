@@ -16,16 +16,22 @@ from pathlib import Path
 
 import pytest
 
-from arguments import TrainArguments, parse_evaluate_arguments, parse_train_arguments
+from arguments import (
+    TrainArguments,
+    parse_evaluate_arguments,
+    parse_generate_arguments,
+    parse_train_arguments,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = sorted(path.relative_to(ROOT) for path in ROOT.glob("scripts/**/*.sh"))
+SCRIPTS = sorted(path.relative_to(ROOT) for end in ("sh", "sbatch") for path in ROOT.glob(f"scripts/**/*.{end}"))
 CONFIGS = sorted((ROOT / "configs/deepspeed").glob("*.json"))
 SFT = [str(path) for path in SCRIPTS if path.name.startswith("sft_")]
 KD = [str(path) for path in SCRIPTS if path.name.startswith("kd_")]
 GPT2_SFT, GPT2_KD = "scripts/gpt2/sft_gpt2_base.sh", "scripts/gpt2/kd_gpt2_base.sh"
 TINYLLAMA_KD, TINY_KD = "scripts/tinyllama/kd_tinyllama.sh", "scripts/tiny/kd_student.sh"
 EVAL, EVAL_LORA = "scripts/eval/run_eval.sh", "scripts/eval/run_eval_lora.sh"
+GENERATE = "scripts/generate.sh"
 # All that a script inherits from the tests' environment: the scripts' own variables must not leak in.
 INHERITED = ("PATH", "HOME", "LD_LIBRARY_PATH")
 DEEPSPEED = ["-m", "deepspeed.launcher.runner"]
@@ -150,30 +156,35 @@ def test_the_documented_family(copied_repository):
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "docs/extending.md").read_text(), flags=re.DOTALL)
     (family,) = [block for block in blocks if "family.sh <<" in block]
     assert run_bash("-euc", family, cwd=copied_repository).returncode == 0
-    scripts = copied_repository / "scripts/qwen2.5"
+    scripts = copied_repository / "scripts/pythia"
     teacher, student, kd = (
-        train_config(scripts / f"{name}.sh") for name in ("sft_qwen2.5_7b", "sft_qwen2.5_0.5b", "kd_qwen2.5_0.5b")
+        train_config(scripts / f"{name}.sh") for name in ("sft_teacher", "sft_student", "kd_student")
     )
-    assert (teacher.model.model_path, student.model.model_path) == ("Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-0.5B")
+    assert (teacher.model.model_path, student.model.model_path) == ("EleutherAI/pythia-1.4b", "EleutherAI/pythia-160m")
     assert (teacher.model.gradient_checkpointing, student.model.gradient_checkpointing) == (True, False)
     assert (kd.model, kd.data, kd.train) == (student.model, student.data, student.train)
-    assert (kd.kd.objective, kd.teacher.teacher_model_path) == ("todi", "outputs/qwen2.5/qwen2.5-7b/sft")
+    assert (kd.kd.objective, kd.teacher.teacher_model_path) == ("todi", "outputs/pythia/pythia-1.4b/sft")
     (lora,) = [block for block in blocks if "LORA_RANK" in block]
     family = (scripts / "family.sh").read_text()
-    (scripts / "family.sh").write_text(re.sub(r"(?m)^TEACHER_MODEL_PATH.*", lambda _: lora, family))
-    kd = train_config(scripts / "kd_qwen2.5_0.5b.sh")
-    assert (kd.model.peft, kd.model.peft_lora_r, kd.teacher.teacher_model_path) == ("lora", 64, "Qwen/Qwen2.5-7B")
-    assert kd.teacher.teacher_peft_path == "outputs/qwen2.5-lora/qwen2.5-7b/sft"
+    (scripts / "family.sh").write_text(family.partition("TEACHER_MODEL_PATH")[0] + lora)
+    kd = train_config(scripts / "kd_student.sh")
+    assert (kd.model.peft, kd.model.peft_lora_r, kd.teacher.teacher_model_path) == (
+        "lora",
+        64,
+        "EleutherAI/pythia-1.4b",
+    )
+    assert kd.teacher.teacher_peft_path == "outputs/pythia/pythia-1.4b/sft"
 
 
 # ---- variables -------------------------------------------------------------------------------------------------------
 
 VALUES = """
     CKPT_TYPE=family CKPT_NAME=name CKPT_PATH=org/model LORA_RANK=16 LORA_ALPHA=5 LORA_DROPOUT=0.25
-    PEFT_PATH=adapter GRADIENT_CHECKPOINTING=1 TEACHER_MODEL_NAME=teacher TEACHER_MODEL_PATH=org/teacher
-    TEACHER_PEFT_PATH=org/adapter TEACHER_CACHE=outputs/cache KD_OBJ=adakd KD_RATE=0.9 KD_TEMP=3 ADAKD_BASE=fkl
+    LORA_TARGETS=q_proj,v_proj PEFT_PATH=adapter GRADIENT_CHECKPOINTING=1 TEACHER_MODEL_NAME=teacher
+    TEACHER_MODEL_PATH=org/teacher TEACHER_PEFT_PATH=org/adapter TEACHER_CACHE=outputs/cache MODEL_BITS=4 TEACHER_BITS=8
+    KD_OBJ=adakd KD_RATE=0.9 KD_TEMP=3 ADAKD_BASE=fkl ON_POLICY=distillm
     DATA_DIR=my/data TRAIN_NUM=100 DEV_NUM=50 PROMPT_TEMPLATE=none MAX_LENGTH=1024 MAX_PROMPT_LENGTH=64
-    BATCH_SIZE=1 EVAL_BATCH_SIZE=3
+    DATA_SPLIT=train_sft DATA_REVISION=abc TRAIN_ON=last BATCH_SIZE=1 EVAL_BATCH_SIZE=3
     TOKENS_PER_MICRO_BATCH=4096 GLOBAL_BATCH= GRAD_ACC=7 SAVE_DIR=/tmp/lr=1 EPOCH=3 TOTAL_ITERS=60 LR=0.002 LR_MIN=0
     LR_DECAY_STYLE=noam WARMUP_RATIO=0.1 WEIGHT_DECAY=0.2 CLIP_GRAD=0 SEED=20 LOG_INTERVAL=1 SAVE_INTERVAL=2
     EVAL_INTERVAL=4 KEEP_BEST=-1 EVAL_GEN=1 PRECISION=fp16 DS_CONFIG=my.json DO_SAMPLE=1 TOP_P=0.9 TOP_K=50
@@ -182,14 +193,19 @@ VALUES = """
 VALUES = dict(word.split("=", 1) for word in VALUES.split())
 
 
-@pytest.mark.parametrize(("run", "script"), [("sft", GPT2_SFT), ("kd", GPT2_KD), ("eval", EVAL)])
+@pytest.mark.parametrize(
+    ("run", "script"), [("sft", GPT2_SFT), ("kd", GPT2_KD), ("eval", EVAL), ("generate", GENERATE)]
+)
 def test_every_variable_becomes_its_flag(run, script):
     lines = (ROOT / "scripts/lib/flags.txt").read_text().splitlines()
     table = [line.split() for line in lines if not line.startswith("#") and f" {run} " in f"{line} "]
-    flags = dry_run(script, *["run"] * (run == "eval"), **VALUES)[2]
-    (parse_evaluate_arguments if run == "eval" else parse_train_arguments)(flags)  # refuses flags that it does not know
+    parse = {"eval": parse_evaluate_arguments, "generate": parse_generate_arguments}.get(run, parse_train_arguments)
+    flags = dry_run(script, *["run"] * (run in ("eval", "generate")), **VALUES)[2]
+    parse(flags)  # refuses flags that it does not know
     for name, flag, *_ in table:
         words = flag.removesuffix("=1") if flag.endswith("=1") else f"{flag} {VALUES[name]}"
+        if flag == "--*":
+            words = f"--{VALUES[name]}"
         assert not VALUES[name] or f" {words} " in f" {' '.join(flags)} "
 
 
@@ -245,6 +261,53 @@ def test_the_doctor_gets_the_flags_of_the_run():
     assert (entry, flags) == ("code/doctor.py", dry_run(GPT2_KD)[2])
 
 
+# ---- Slurm -----------------------------------------------------------------------------------------------------------
+
+SBATCH = "scripts/slurm/train.sbatch"
+TOOLS = {
+    "srun": """#!/bin/bash
+        while [[ $1 == -* ]]; do shift; done
+        worst=0 tasks=()
+        for rank in 0 1 2 3; do
+            SLURM_PROCID=$rank SLURM_LOCALID=$((rank % 2)) "$@" & tasks+=($!)
+        done
+        for task in "${tasks[@]}"; do wait "$task"; code=$?; if [[ $code -gt $worst ]]; then worst=$code; fi; done
+        exit $worst""",
+    "scontrol": """#!/bin/bash
+        if [[ $1 == show ]]; then printf 'node1\\nnode2\\n'; else echo "$@" >>"$REQUEUED"; fi""",
+}
+
+
+@pytest.mark.parametrize("code", [0, 75, 3])
+def test_a_slurm_job_that_was_stopped_is_requeued(copied_repository, tmp_path, code):
+    tools, requeued = tmp_path / "tools", tmp_path / "requeued"
+    tools.mkdir()
+    for name, text in TOOLS.items():
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    entry = copied_repository / "code/distillation.py"
+    names = "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT"
+    entry.write_text(
+        f"import os, sys\nvalues = [os.environ[name] for name in {names.split()}]\n"
+        f"open('ran' + values[0], 'w').write(' '.join([*values, *sys.argv[-2:]]))\nsys.exit({code})\n"
+    )
+    job = {"SLURM_JOB_ID": 20123, "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NTASKS": 4, "SLURM_NTASKS_PER_NODE": 2}
+    job |= {"SLURM_JOBID": 20123, "SLURM_TASKS_PER_NODE": "2(x2)", "SLURM_NODELIST": "node[1-2]", "SLURM_NPROCS": 4}
+    path = f"{tools}:{os.environ['PATH']}"
+    words = (SBATCH, GPT2_SFT, "--seed", "3")
+    done = run_bash(*words, cwd=copied_repository, PATH=path, REQUEUED=requeued, GPUS=2, **job)
+    assert done.returncode == code, done.stderr
+    ran = [(copied_repository / f"ran{rank}").read_text() for rank in range(4)]
+    assert ran == [f"{rank} {rank % 2} 4 2 node1 20123 --seed 3" for rank in range(4)]
+    assert (requeued.read_text() if requeued.exists() else None) == ("requeue 20123\n" if code == 75 else None)
+
+
+def test_srun_without_slurm_is_refused():
+    for variables, message in (({"LAUNCHER": "srun"}, "SLURM_PROCID is not set"), ({"LAUNCHER": "mpi"}, "pass srun")):
+        result = run_script(GPT2_SFT, GPUS=1, **variables)
+        assert result.returncode == 1 and message in result.stderr
+
+
 # ---- mistakes --------------------------------------------------------------------------------------------------------
 
 
@@ -266,6 +329,18 @@ def test_the_doctor_gets_the_flags_of_the_run():
 def test_mistake_names_the_variable_and_the_remedy(variables, message):
     result = run_script(GPT2_SFT, **({"GPUS": 1} | variables))
     assert result.returncode == 1 and message in result.stderr
+
+
+@pytest.mark.parametrize("script", KD)
+def test_every_kd_script_can_sample(script):
+    assert train_config(script).on_policy.schedule is None
+    assert train_config(script, ON_POLICY="gkd").on_policy.schedule == "mixed"
+    for variables, message in (
+        ({"ON_POLICY": "minillm"}, "ON_POLICY=minillm: pass gkd, distillm or distillm2, or leave it unset"),
+        ({"ON_POLICY": "gkd", "KD_OBJ": "sft"}, "ON_POLICY=gkd: needs a divergence to a teacher"),
+    ):
+        result = run_script(script, **variables)
+        assert result.returncode == 1 and message in result.stderr
 
 
 def test_mistakes_of_an_evaluation():
@@ -311,10 +386,42 @@ def test_evaluation_of_several_runs():
     assert flags[-4:] == ["--eval-batch-size", "8", "--do-sample", "--force"]
 
 
+def test_the_teachers_answers():
+    flags = "--model-path run --splits train --seeds 10 --data-dir data/dolly --save-dir out --generator vllm"
+    assert dry_run(GENERATE, "run", "--generator", "vllm", SAVE_DIR="out")[1:] == ("code/generate.py", flags.split())
+    flags = dry_run(GENERATE, "run", SAVE_DIR="out", DO_SAMPLE=1, SEEDS="1 2", SPLITS="train dev")[2]
+    assert parse_generate_arguments(flags).generate.seed == [1, 2]
+    for arguments, variables, message in (
+        ([], {"SAVE_DIR": "out"}, "pass one teacher: SAVE_DIR=FOLDER bash"),
+        (["a", "b"], {"SAVE_DIR": "out"}, "pass one teacher"),
+        (["run"], {}, "SAVE_DIR: name the data folder"),
+    ):
+        result = run_script(GENERATE, *arguments, GPUS=0, **variables)
+        assert result.returncode == 1 and message in result.stderr
+
+
 def test_comparison():
     words = ["a", "b", "--teacher", "c"]
     for script in ("scripts/compare.sh", "scripts/eval/compare.sh"):
         assert dry_run(script, *words)[1:] == ("code/compare.py", words)
+
+
+def test_the_judge():
+    words = ["a", "b", "--max-calls", "9"]
+    result = run_script("scripts/eval/judge.sh", *words, DRY_RUN=1, JUDGE_API_KEY="sk-secret")
+    assert shlex.split(result.stdout)[1:] == ["code/judge.py", *words] and "sk-secret" not in result.stdout
+    result = run_script("scripts/eval/judge.sh", *words, DRY_RUN=1, JUDGE_APIKEY="sk-secret")
+    assert "JUDGE_APIKEY=...: not a variable of the scripts; did you mean JUDGE_API_KEY?" in result.stderr
+
+
+def test_export_takes_paths_relative_to_where_it_is_called(tmp_path):
+    (tmp_path / "a run").mkdir()
+    result = run_script("scripts/export.sh", "a run", "an out", "--gguf", cwd=tmp_path, DRY_RUN=1)
+    assert shlex.split(result.stdout)[1:] == [
+        *("code/export.py", "--model-path", str(tmp_path / "a run"), "--save-dir", str(tmp_path / "an out"), "--gguf")
+    ]
+    result = run_script("scripts/export.sh", "a run", cwd=tmp_path)
+    assert result.returncode == 1 and "pass the run and the folder" in result.stderr
 
 
 def test_evaluation_finds_the_run_from_where_it_is_called(tmp_path):

@@ -1,43 +1,57 @@
-"""What a prompt template is, and the registry that finds one by its name."""
+"""What a prompt template is, and the registry of those that have a name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
-_REGISTRY: dict[str, type["PromptTemplate"]] = {}
+Message = dict[str, Any]  # role, content, and whatever a chat template knows besides
+
+REGISTRY: dict[str, type["PromptTemplate"]] = {}
 
 
 class PromptTemplate:
     """Writes the prompt of a row that has none of its own.
 
-    ending: the text that ends every prompt and must survive the cut of a long one.
+    name: as --prompt-template knows it. ending: the text that ends every prompt and must survive the cut of a long one.
+    takes_chats: it writes chats of several turns (`prompts/chat.py`) instead of an instruction and its input.
     """
 
+    name: str = ""
     ending: str = ""
+    takes_chats: bool = False
 
     def render(self, instruction: str, input_text: str) -> str:
         """The text that the response follows directly. input_text: empty where the row has none."""
         raise NotImplementedError
+
+    def text(self, messages: Sequence[Message], ask: bool = False) -> str:
+        """A chat as text. ask: with the beginning of the next answer. Raises ValueError if the template refuses it."""
+        raise NotImplementedError
+
+    @property
+    def identity(self) -> str:
+        """Tells it from other templates, in the settings of an evaluation."""
+        return self.name
+
+    def save(self, folder: Path) -> str:
+        """Keeps in a checkpoint what the template needs; returns what --prompt-template takes to find it there."""
+        return self.name
 
 
 def register(name: str) -> Callable[[type[PromptTemplate]], type[PromptTemplate]]:
     """Class decorator: makes a template known to --prompt-template as `name`."""
 
     def add(template: type[PromptTemplate]) -> type[PromptTemplate]:
-        if name in _REGISTRY:
-            raise ValueError(f"prompt template {name!r} is already registered by {_REGISTRY[name].__name__}")
+        if name in REGISTRY:
+            raise ValueError(f"prompt template {name!r} is already registered by {REGISTRY[name].__name__}")
         for input_text in ("", "input"):
             prompt = template().render("instruction", input_text)
             if not prompt.endswith(template.ending):
                 raise ValueError(
                     f"prompt template {name!r}: {prompt!r} does not end with its ending {template.ending!r}"
                 )
-        _REGISTRY[name] = template
+        template.name = name
+        REGISTRY[name] = template
         return template
 
     return add
-
-
-def prompt_template(name: str) -> PromptTemplate:
-    """The template `name`. Raises ValueError naming the flag and the known names for any other name."""
-    if name not in _REGISTRY:
-        raise ValueError(f"--prompt-template {name}: unknown template; choose one of {', '.join(_REGISTRY)}")
-    return _REGISTRY[name]()

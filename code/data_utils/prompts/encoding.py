@@ -25,9 +25,9 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -
 
 
 def encode_pairs(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], responses: Sequence[str]
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], responses: Sequence[str], cut: Sequence[bool] = ()
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Token ids of each prompt, and of its response as it follows the prompt, with EOS.
+    """Token ids of each prompt, and of its response as it follows the prompt, with EOS unless the response is `cut`.
 
     Prompt and response are encoded as one text, since tokens depend on what precedes them. Where one token would span
     both, they are encoded apart.
@@ -35,12 +35,12 @@ def encode_pairs(
     prompt_ids = encode_prompts(tokenizer, prompts)
     joint_ids = encode_prompts(tokenizer, [prompt + response for prompt, response in zip(prompts, responses)])
     response_ids = []
-    for before, joint, response in zip(prompt_ids, joint_ids, responses):
+    for before, joint, response, is_cut in zip(prompt_ids, joint_ids, responses, cut or [False] * len(prompts)):
         if joint[: len(before)] == before:
             ids = joint[len(before) :]
         else:
             ids = tokenizer(response, add_special_tokens=False)["input_ids"]
-        if ids[-1:] != [tokenizer.eos_token_id]:
+        if not is_cut and ids[-1:] != [tokenizer.eos_token_id]:
             ids = [*ids, tokenizer.eos_token_id]
         response_ids.append(ids)
     return prompt_ids, response_ids
