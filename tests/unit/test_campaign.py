@@ -1,4 +1,4 @@
-"""The protocol behind docs/results.md, on invented records."""
+"""The protocol of the SmolLM2 campaign, on invented records."""
 
 import itertools
 import json
@@ -32,7 +32,7 @@ def invented(item: Run | Score, quality: dict[str, float]) -> dict:
         ]
         measured = {"forward_kl": 0.5, "reverse_kl": 0.6, "step_seconds": 2.0, "peak_memory_mb": 1000}
         return common | {"kind": "train", "variables": run.variables, "dev": dev} | measured
-    metrics = {"exact_match": 1.0, "distinct_2": 50.0, "tokens": 60.0, "ended_share": 90.0}
+    metrics = {"exact_match": 1.0, "distinct_2": 50.0, "tokens_per_answer": 60.0, "ended_share": 90.0}
     return common | {
         "kind": item.decoding,
         "metrics": [metrics],
