@@ -148,6 +148,8 @@ def _files_of(folder: Path, names: tuple[str, ...]) -> tuple[Path, ...] | None:
 
 
 def _missing(folder: Path, name: str) -> FileNotFoundError:
+    if folder.suffix in READERS:
+        return FileNotFoundError(f"--data-dir {folder}: no such file; pass a file or a folder that exists")
     others = [file for file in sorted(folder.glob("*")) if file.suffix in READERS and file.is_file()]
     found = ", ".join(file.name for file in others[:5])
     there = f" (found: {found})" if found else ""

@@ -190,7 +190,8 @@ def _settings(run: Mapping, objective: str) -> list[tuple[str, object]]:
         named = field.name in ("kd_objective", "criterion", "loss_chunk_mb", "compile_loss")
         if value is not None and not named and (field.name.startswith("kd_") or value != field.default):
             rows.append((field.name, value))
-    rows += [(name, run[name]) for name in SETTINGS if run.get(name) not in (None, -1, False)]
+    names = [name for name in SETTINGS if run.get("peft") or not name.startswith("peft_")]
+    rows += [(name, run[name]) for name in names if run.get(name) not in (None, -1, False)]
     settings = run.get("deepspeed", {})
     precision = next((name for name in ("bf16", "fp16") if settings.get(name, {}).get("enabled")), "fp32")
     if run:

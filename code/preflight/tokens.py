@@ -76,10 +76,11 @@ def _compare_chats(template: ChatTemplate, theirs: PreTrainedTokenizerBase, teac
     """Both models read the student's text. The teacher's EOS becomes what its own template ends an answer with."""
     if theirs.chat_template != template.source:
         other = "has another chat template" if theirs.chat_template else "has no chat template"
+        or_file = f", or pass the teacher's template as a file: {teacher_path}/chat_template.jinja"
         report.warn(
             f"--teacher-model-path {teacher_path} {other}; both models read the text of the student's, which the "
-            "teacher was not trained on: fine-tune it on this data first (--criterion cross_entropy), or pass the "
-            f"teacher's template as a file, such as {Path(teacher_path) / 'chat_template.jinja'}"
+            "teacher was not trained on: fine-tune it on this data first (--criterion cross_entropy)"
+            f"{or_file if (Path(teacher_path) / 'chat_template.jinja').is_file() else ''}"
         )
     if theirs.chat_template:
         with suppress(ValueError):  # one that ends no answer

@@ -135,6 +135,8 @@ def test_a_missing_file_names_the_flag_and_what_is_there(tmp_path, tokenizer, ar
     (tmp_path / "rows.jsonl").touch()
     with pytest.raises(FileNotFoundError, match=r": no train.jsonl there \(found: rows.jsonl\); see"):
         read_rows(path)
+    with pytest.raises(FileNotFoundError, match=r"^--data-dir .*gone\.json: no such file; pass a file or a folder"):
+        find_source(str(tmp_path / "gone.json"), "train")
     path.write_bytes(b"  \r\n\t\n")
     with pytest.raises(ValueError, match=f"{path}: no rows; "):
         read_rows(path)

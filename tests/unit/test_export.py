@@ -265,6 +265,12 @@ def test_a_card_without_a_run(tiny):
     assert model_card("x", {}, base="org/model").count("org/model") >= 2
 
 
+def test_a_card_names_lora_settings_of_lora_runs_only():
+    flags = {"peft_lora_r": 8, "peft_lora_alpha": 32, "lr": 0.1}
+    assert "peft_lora" not in model_card("x", flags) and "| lr | 0.1 |" in model_card("x", flags)
+    assert "| peft_lora_r | 8 |" in model_card("x", flags | {"peft": "lora"})
+
+
 def test_every_checkpoint_carries_its_card(tiny, tmp_path, monkeypatch):
     import training.checkpoints as checkpoints
 
