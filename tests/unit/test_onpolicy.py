@@ -493,7 +493,8 @@ def described(*args, **kwargs) -> Preflight:
     ],
 )
 def test_rows_that_would_teach_nothing_are_refused(tiny, rows, tmp_path, monkeypatch, flags, message):
-    (tmp_path / "train.jsonl").write_text((rows / "train.jsonl").read_text())
+    with (rows / "train.jsonl").open() as file:  # of one row, none is held out for dev
+        (tmp_path / "train.jsonl").write_text(file.readline())
     monkeypatch.setattr(vllm_generator.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=message):
         checked(tiny, tmp_path, *flags)
