@@ -150,33 +150,44 @@ def plan(records: Records) -> Plan:
     if undecided:
         return Plan(todo, chosen, [*undecided, "all that follows"])
 
-    # On-policy data around the best two.
-    ranked = sorted(OFF_POLICY, key=lambda method: -best_rouge(records[chosen[method]]))
-    for schedule in ON_POLICY:
-        for base in ranked[:2]:
-            run = run_of(f"{schedule}-{base}", 10, rate, chosen[base].variables["KD_RATE"])
-            chosen[run.method] = run
-            missing([run, Score(run, "greedy")])
-
-    # Further seeds.
-    for method, first in chosen.items():
-        on_policy = method.partition("-")[0] in ON_POLICY
-        for seed in (ON_POLICY_SEEDS if on_policy else SEEDS)[1:]:
-            run = Run(method, seed, first.variables)
-            missing([run, Score(run, "greedy")])
+    chosen |= on_policy(records, chosen, rate)
+    missing(item for method, run in chosen.items() if is_on_policy(method) for item in (run, Score(run, "greedy")))
+    missing(item for run in further_seeds(chosen) for item in (run, Score(run, "greedy")))
     if todo:
         return Plan(todo, chosen, ["which methods are sampled and cut deeper"])
+    missing(sampled_and_cut_deeper(records, chosen))
+    return Plan(todo, chosen, [])
 
-    # Sampling, and the deeper cut.
+
+def is_on_policy(method: str) -> bool:
+    return method.partition("-")[0] in ON_POLICY
+
+
+def on_policy(records: Records, chosen: dict[str, Run], rate: str) -> dict[str, Run]:
+    """Each schedule around the best two objectives, at their kd_rate."""
+    best = sorted(OFF_POLICY, key=lambda method: -best_rouge(records[chosen[method]]))[:2]
+    pairs = [(schedule, base) for schedule in ON_POLICY for base in best]
+    runs = [run_of(f"{schedule}-{base}", 10, rate, chosen[base].variables["KD_RATE"]) for schedule, base in pairs]
+    return {run.method: run for run in runs}
+
+
+def further_seeds(chosen: dict[str, Run]) -> list[Run]:
+    return [
+        Run(method, seed, first.variables)
+        for method, first in chosen.items()
+        for seed in (ON_POLICY_SEEDS if is_on_policy(method) else SEEDS)[1:]
+    ]
+
+
+def sampled_and_cut_deeper(records: Records, chosen: dict[str, Run]) -> list[Run | Score]:
+    """Sampled answers of SFT and the best three; SFT and the best one again with a deeper cut."""
     best = sorted((m for m in chosen if m != "sft"), key=lambda method: -dev_rouge(records, chosen[method]))
-    for method in ("sft", *best[: SAMPLED - 1]):
-        missing([Score(chosen[method], "sampled")])
+    items: list[Run | Score] = [Score(chosen[method], "sampled") for method in ("sft", *best[: SAMPLED - 1])]
     for method in ("sft", best[0]):
         deeper = {**chosen[method].variables, "CKPT_PATH": "model_hub/smollm2/SmolLM2-12L"}
-        for seed in SEEDS:
-            run = Run(f"{method}, 12 layers", seed, deeper)
-            missing([run, Score(run, "greedy")])
-    return Plan(todo, chosen, [])
+        runs = [Run(f"{method}, 12 layers", seed, deeper) for seed in SEEDS]
+        items += [item for run in runs for item in (run, Score(run, "greedy"))]
+    return items
 
 
 def run_of(method: str, seed: int, rate: str, weight: str | None = None) -> Run:
