@@ -35,7 +35,7 @@ RATES = ("0.0003", "0.0001", "0.001")  # learning rates that are tried
 WEIGHTS = ("0.5", "1.0")  # kd_rate
 SEEDS = (10, 20, 30)
 ON_POLICY_SEEDS = SEEDS[:2]  # they take several times as long
-OFF_POLICY = ("fkl", "rkl", "js", "todi", "adakd", "adakd+todi")
+OFF_POLICY = ("todi", "fkl", "adakd", "adakd+todi", "rkl", "js")  # in the order of their runs
 ON_POLICY = ("gkd", "distillm")
 SAMPLED = 4  # SFT and the best three also answer by sampling
 SAMPLE_SEEDS = (10, 20, 30, 40, 50)
@@ -132,27 +132,23 @@ def plan(records: Records) -> Plan:
         return Plan(todo, chosen, ["learning rate", "kd_rate per method", "all that follows"])
     rate = min(RATES, key=lambda rate: fmean(best_nll(records[run]) for run in search[rate]))
 
-    # kd_rate, method by method; the scores of a choice come at once, while its checkpoint is on disk.
-    chosen["sft"] = run_of("sft", 10, rate)
-    missing([Score(THE_TEACHER, "greedy"), Score(chosen["sft"], "greedy")])
+    # kd_rate, method by method. A row of the table is complete, seeds and scores, before the next one is begun.
+    missing([Score(THE_TEACHER, "greedy")])
     undecided = []
-    for method in (*OFF_POLICY, "seqkd"):
-        tried = (
-            [run_of(method, 10, rate, weight) for weight in WEIGHTS]
-            if method != "seqkd"
-            else [run_of(method, 10, rate)]
-        )
+    for method in ("sft", *OFF_POLICY, "seqkd"):
+        weights = WEIGHTS if method in OFF_POLICY else [None]
+        tried = [run_of(method, 10, rate, weight) for weight in weights]
         if missing(tried):
             undecided.append(f"kd_rate of {method}")
             continue
         chosen[method] = max(tried, key=lambda run: best_rouge(records[run]))
-        missing([Score(chosen[method], "greedy")])
+        missing(all_seeds(chosen[method]))
     if undecided:
         return Plan(todo, chosen, [*undecided, "all that follows"])
 
-    chosen |= on_policy(records, chosen, rate)
-    missing(item for method, run in chosen.items() if is_on_policy(method) for item in (run, Score(run, "greedy")))
-    missing(item for run in further_seeds(chosen) for item in (run, Score(run, "greedy")))
+    of_sampled_rows = on_policy(records, chosen, rate)
+    chosen |= of_sampled_rows
+    missing(item for first in of_sampled_rows.values() for item in all_seeds(first))
     if todo:
         return Plan(todo, chosen, ["which methods are sampled and cut deeper"])
     missing(sampled_and_cut_deeper(records, chosen))
@@ -171,12 +167,11 @@ def on_policy(records: Records, chosen: dict[str, Run], rate: str) -> dict[str, 
     return {run.method: run for run in runs}
 
 
-def further_seeds(chosen: dict[str, Run]) -> list[Run]:
-    return [
-        Run(method, seed, first.variables)
-        for method, first in chosen.items()
-        for seed in (ON_POLICY_SEEDS if is_on_policy(method) else SEEDS)[1:]
-    ]
+def all_seeds(first: Run) -> list[Run | Score]:
+    """The runs of a row of the table, each followed by its score, while its checkpoint is on disk."""
+    seeds = ON_POLICY_SEEDS if is_on_policy(first.method) else SEEDS
+    runs = [Run(first.method, seed, first.variables) for seed in seeds]
+    return [item for run in runs for item in (run, Score(run, "greedy"))]
 
 
 def sampled_and_cut_deeper(records: Records, chosen: dict[str, Run]) -> list[Run | Score]:
@@ -185,8 +180,7 @@ def sampled_and_cut_deeper(records: Records, chosen: dict[str, Run]) -> list[Run
     items: list[Run | Score] = [Score(chosen[method], "sampled") for method in ("sft", *best[: SAMPLED - 1])]
     for method in ("sft", best[0]):
         deeper = {**chosen[method].variables, "CKPT_PATH": "model_hub/smollm2/SmolLM2-12L"}
-        runs = [Run(f"{method}, 12 layers", seed, deeper) for seed in SEEDS]
-        items += [item for run in runs for item in (run, Score(run, "greedy"))]
+        items += all_seeds(Run(f"{method}, 12 layers", SEEDS[0], deeper))
     return items
 
 
@@ -224,6 +218,9 @@ def execute(item: Run | Score, records: Records) -> None:
 
 
 def train(run: Run) -> None:
+    if run.method == "seqkd" and not Path(SEQKD_DATA, "manifest.json").is_file():
+        words = ["--model-path", TEACHER, "--data-dir", DATA, "--save-dir", SEQKD_DATA]
+        call([sys.executable, "code/generate.py", *words], {})
     variables = {
         "DATA_DIR": DATA,
         "PRECISION": "bf16",

@@ -39,8 +39,5 @@ if [[ ! -d $student_path ]]; then run_family_script bash scripts/smollm2/make_st
 if [[ ! -d ${student_path/18L/12L} ]]; then
     run_family_script bash scripts/smollm2/make_student.sh --layers 12 --save-dir "${student_path/18L/12L}"
 fi
-if [[ ! -f data/dolly-900-seqkd/manifest.json ]]; then
-    run_printed "$PYTHON" code/generate.py --model-path "$TEACHER_MODEL_PATH" --data-dir "$rows" --save-dir data/dolly-900-seqkd
-fi
 campaign run
 campaign table
