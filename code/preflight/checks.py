@@ -46,6 +46,7 @@ from runtime.deepspeed_settings import (
     check_precision,
     dtype_name,
     read_deepspeed_settings,
+    slow_on_this_cpu,
     supported_dtypes,
 )
 from runtime.ranks import Ranks
@@ -76,6 +77,11 @@ class Preflight:
         for name, value in unused_arguments(self.criterion, config.kd).items():
             flag = f"--{name.replace('_', '-')}"
             report.warn(f"{flag} {value} has no effect: {config.kd.objective} does not use it")
+        if slow_on_this_cpu(self.settings.dtype):
+            report.warn(
+                f"this CPU has no {self.settings.precision} instructions: a step takes many times as long as with "
+                "--precision fp32"
+            )
         with report.collect_errors():
             self.student = student_facts(config.model, report)
             self._describe("student", self.student, self.settings.dtype)

@@ -99,6 +99,15 @@ def supported_dtypes() -> list[torch.dtype]:
     return [*(dtype for dtype, is_supported in half.items() if is_supported()), torch.float32]
 
 
+def slow_on_this_cpu(dtype: torch.dtype) -> bool:
+    """Whether it trains on a CPU without instructions for this dtype: PyTorch then multiplies number by number."""
+    fast = {
+        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
+    }
+    return get_accelerator().device_name() == "cpu" and dtype in fast and not fast[dtype]()
+
+
 def check_precision(args: TrainArguments, settings: DeepSpeedSettings) -> None:
     """Raises ValueError if the accelerator cannot train in the precision of the settings."""
     supported = supported_dtypes()

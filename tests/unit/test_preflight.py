@@ -109,6 +109,18 @@ def test_a_precision_that_the_machine_lacks_is_refused(tiny, rows, tmp_path, sup
         check(config)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("has_instructions", [True, False])
+def test_half_precision_without_its_instructions_is_warned_of(
+    tiny, rows, tmp_path, supports, monkeypatch, precision, has_instructions
+):
+    supports(precision)
+    monkeypatch.setattr(torch.ops.mkldnn, f"_is_mkldnn_{precision}_supported", lambda: has_instructions)
+    preflight = check(zero_3(tiny, rows, tmp_path, precision))
+    preflight.describe_models()
+    assert (f"this CPU has no {precision} instructions" in "".join(preflight.report.warnings)) != has_instructions
+
+
 def test_a_sharded_teacher_needs_a_supported_precision(tiny, rows, tmp_path, supports):
     config = zero_3(tiny, rows, tmp_path, "bf16", *todi(tiny / "teacher"), "--teacher-dtype", "float16")
     supports("bf16", "fp16")
