@@ -39,6 +39,7 @@ OFF_POLICY = ("todi", "fkl", "adakd", "adakd+todi", "rkl", "js")  # in the order
 ON_POLICY = ("gkd", "distillm")
 SAMPLED = 4  # SFT and the best three also answer by sampling
 SAMPLE_SEEDS = (10, 20, 30, 40, 50)
+PRECISION = os.environ.get("PRECISION", "bf16")  # fp32 where the CPU has no instructions for bf16
 TRAIN_SECONDS, SCORE_SECONDS = 600.0, 400.0  # of a run, until the first of its kind is measured
 
 
@@ -223,7 +224,7 @@ def train(run: Run) -> None:
         call([sys.executable, "code/generate.py", *words], {})
     variables = {
         "DATA_DIR": DATA,
-        "PRECISION": "bf16",
+        "PRECISION": PRECISION,
         "EVAL_GEN": "1",
         "DO_SAMPLE": "0",
         "TEACHER_MODEL_PATH": TEACHER,
@@ -267,6 +268,7 @@ def train_record(run: Run, seconds: float) -> dict:
         "method": run.method,
         "seed": run.seed,
         "variables": run.variables,
+        "precision": PRECISION,
         "dev": jsonl(run.folder / "dev_metrics.jsonl"),
         **json.loads(divergence.splitlines()[-1]),
         "step_seconds": round(fmean(record["step_time"] for record in metrics), 4),

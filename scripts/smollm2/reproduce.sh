@@ -6,6 +6,7 @@
 #   bash scripts/smollm2/reproduce.sh plan      # only says what is left
 #   bash scripts/smollm2/reproduce.sh table     # only prints the tables
 #   RECORDS=FILE bash scripts/smollm2/reproduce.sh    # what is done; the file of another machine saves its runs
+#   PRECISION=fp32 bash scripts/smollm2/reproduce.sh  # on a CPU without instructions for bf16 (preflight warns there)
 #
 # ROWS has the rows of Dolly (scripts/data/prepare_dolly.sh): the first 900 of its dev.jsonl train, the next 100 are
 # dev, the first 500 of its valid.jsonl are scored.
@@ -13,6 +14,7 @@ set -euo pipefail
 
 ROWS=${ROWS:-data/dolly}
 RECORDS=${RECORDS:-outputs/smollm2/campaign/records.jsonl}
+export PRECISION=${PRECISION:-bf16} # of all runs
 
 # shellcheck source=scripts/smollm2/family.sh
 source "$(dirname "${BASH_SOURCE[0]}")/family.sh"
@@ -34,7 +36,7 @@ if [[ ! -d $teacher_path ]]; then run_printed "$PYTHON" scripts/smollm2/unpack_t
 
 # Each step is skipped where it is finished already.
 run_family_script() { env DATA_DIR="$rows" "$@"; }
-run_family_script PRECISION=bf16 EVAL_GEN=0 bash scripts/smollm2/sft_teacher.sh
+run_family_script EVAL_GEN=0 bash scripts/smollm2/sft_teacher.sh
 if [[ ! -d $student_path ]]; then run_family_script bash scripts/smollm2/make_student.sh; fi
 if [[ ! -d ${student_path/18L/12L} ]]; then
     run_family_script bash scripts/smollm2/make_student.sh --layers 12 --save-dir "${student_path/18L/12L}"
