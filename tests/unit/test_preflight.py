@@ -4,7 +4,7 @@ import contextlib
 import json
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -47,6 +47,8 @@ from runtime.deepspeed_settings import DeepSpeedSettings
 from runtime.ranks import Ranks
 from teacher.states import LiveTeacher, dropped_mass
 from tiny import llama
+from training.resume import find_resume
+from training.state import FORMAT, Position
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -538,7 +540,7 @@ def test_the_doctor_reports_and_writes_nothing(tiny, rows, tmp_path, teacher, ca
     folders = "--save-dir", tmp_path / "run", "--processed-data-dir", tmp_path / "cache"
     assert run_doctor(tiny, rows, *todi(teacher), *lengths, *folders) == 0
     report = capsys.readouterr().out
-    for name in "student teacher tokenizer vocabulary disk train dev steps memory probes".split():
+    for name in "student teacher tokenizer vocabulary disk train dev steps memory resume probes".split():
         assert re.search(f"^  {name} ", report, re.MULTILINE), name
     assert not (tmp_path / "run").exists()
 
@@ -554,6 +556,49 @@ def test_the_doctor_names_all_that_is_wrong(tiny, rows, tmp_path, teacher, capsy
     assert run_doctor(tiny, rows, *wrong, "--model-path", "nowhere/at/all", "--data-dir", "nowhere") == 2
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[1] for line in lines if line.startswith("error: ")] == ["--model-path", "--data-dir"]
+
+
+def of_resume(tiny, rows, folder, *flags) -> tuple[str, str]:
+    """What the doctor says of --save-dir `folder`, and of why training would refuse it."""
+    found = check(config_of(tiny, rows, "--save-dir", str(folder), *flags))
+    with found.report.collect_errors():
+        doctor.describe_resume(found)
+    return "; ".join(text for _, text in found.report.facts), "; ".join(found.report.errors)
+
+
+def test_the_doctor_says_what_becomes_of_what_save_dir_holds(tiny, rows, tmp_path):
+    run = tmp_path / "run"
+    assert of_resume(tiny, rows, run) == ("nothing to resume: starts at the first step", "")
+    assert not run.exists()
+    found = check(config_of(tiny, rows, "--save-dir", str(run)))
+    start = {
+        "format": FORMAT,
+        "folder": "step7",
+        "files": {"rank0.pt": 2},
+        "criterion_counts_steps": False,
+        "position": asdict(Position(epoch=2, step=7)),
+        "best": [[-2.0, "epoch1_step4"]],
+        "settings": find_resume(found.config, found.settings, 1).settings | {"layout": "packed"},
+    }
+    (run / "resume/step7").mkdir(parents=True)
+    (run / "resume/step7/rank0.pt").write_bytes(b"  ")
+    (run / "epoch1_step4").mkdir()
+    (run / "resume/state.json").write_text(json.dumps(start))
+    before = sorted(run.rglob("*"))
+    assert of_resume(tiny, rows, run, "--log-interval", "3") == (
+        f"continues {run} after step 7, --log-interval 10 -> 3",
+        "",
+    )
+    assert "cannot be continued with --lr 0.1" in of_resume(tiny, rows, run, "--lr", "0.1")[1]
+    assert "moves to previous/ first: resume, epoch1_step4" in of_resume(tiny, rows, run, "--resume", "never")[0]
+    (run / "resume/step7/rank0.pt").write_bytes(b"")
+    assert "is damaged (rank0.pt" in of_resume(tiny, rows, run)[1]
+    edit_json(run / "resume/state.json", position=asdict(Position(step=7, finished=True)), folder=None)
+    assert "this run is finished: nothing to do" in of_resume(tiny, rows, run)[0]
+    (run / "resume/state.json").unlink()
+    before.remove(run / "resume/state.json")
+    assert "moves to previous/ first" in of_resume(tiny, rows, run)[0]
+    assert sorted(run.rglob("*")) == before
 
 
 def test_a_skeleton_counts_as_the_model_does(tiny, rows):
