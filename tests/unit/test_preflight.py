@@ -32,6 +32,7 @@ import doctor
 from arguments import parse_train_arguments
 from data_utils.batches import Example, collate
 from data_utils.epoch_plan import EpochPlan
+from data_utils.prompts.chat import SHIPPED
 from models import attention
 from models.files import MODEL, read_shapes
 from models.loading import load_student
@@ -213,6 +214,23 @@ def test_another_eos_is_warned_of(tiny, rows, teacher):
     edit_json(teacher / "tokenizer_config.json", eos_token="<pad>")
     wanted = "end with '<eos>' (1) for the student and with '<pad>' (0) for the teacher"
     assert wanted in warnings_of(tiny, rows, teacher=teacher)
+
+
+def test_another_chat_template_is_warned_of(tiny, rows, teacher, tmp_path, root, monkeypatch):
+    monkeypatch.chdir(root)
+    shipped = Path(SHIPPED).read_text()
+    given = ["--prompt-template", SHIPPED]
+    assert f"{teacher} has no chat template" in (said := warnings_of(tiny, rows, *given, teacher=teacher))
+    assert said.endswith(f"first (--criterion cross_entropy), with --prompt-template {SHIPPED}")
+    student = shutil.copytree(tiny / "student", tmp_path / "models/student")
+    (student / "chat_template.jinja").write_text(shipped)
+    said = warnings_of(student.parent, rows, "--prompt-template", "chat", teacher=teacher)
+    assert said.endswith(f"with --prompt-template {SHIPPED} here and there")
+    (teacher / "chat_template.jinja").write_text(shipped.replace("### ", "## "))
+    said = warnings_of(tiny, rows, *given, teacher=teacher)
+    assert "has another chat template" in said and said.endswith(f"as a file: {teacher}/chat_template.jinja")
+    (teacher / "chat_template.jinja").write_text(shipped)
+    assert "chat template" not in warnings_of(tiny, rows, *given, teacher=teacher)
 
 
 def test_another_bos_is_warned_of(tiny, rows, teacher):
