@@ -30,7 +30,7 @@ from runtime.ranks import all_ranks, from_main_process, init_distributed, is_mai
 from training.building import build_models, build_trainer
 from training.guard import Diverged
 from training.loop import Trainer
-from training.provenance import record_start
+from training.provenance import record_rows, record_start
 from training.resume import open_resume
 from training.resume_settings import check_layout
 
@@ -101,6 +101,7 @@ def prepare(argv: list[str]) -> Trainer | None:
     train, dev = load_data(tokenizer, config.data)
     with all_ranks():
         if is_main_process():
+            record_rows(save_dir, {"train": train, "dev": dev})
             preflight.estimate(train, dev)
             preflight.show_examples(train)
             logger.info("%s", preflight.report)
