@@ -369,6 +369,17 @@ def test_an_overlong_chat_keeps_its_system_message_and_its_last_turns(qwen, tmp_
     assert "Say number 11<|im_end|>" in text and "Say number 0<" not in text
 
 
+def test_an_unfinished_answer_needs_no_room_for_its_end(qwen, tmp_path, args):
+    messages = chat("Say red.", "red", "Say blue.", "blue " * 20)
+    whole_length = len(qwen.apply_chat_template(messages)["input_ids"])
+    limit = whole_length - 2  # without <|im_end|> and the line break
+    path = write(tmp_path / "train.jsonl", {"messages": messages, "cut": True}, {"messages": messages})
+    data = load_instruction_data(path, qwen, replace(args, max_length=limit, max_prompt_length=limit - 1))
+    assert (data.cut_chats, data.cut_responses, data.unfinished) == (1, 0, 1)
+    assert whole(data[0]) == qwen.apply_chat_template(messages)["input_ids"][:limit]
+    assert "Say red." not in qwen.decode(whole(data[1]))
+
+
 def test_one_question_that_is_too_long_is_cut_like_a_text(qwen, tmp_path, args):
     path = write(tmp_path / "train.jsonl", {"messages": chat("stone " * 300, "river " * 300)})
     data = load_instruction_data(path, qwen, args)

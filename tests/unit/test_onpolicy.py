@@ -532,7 +532,7 @@ def report_of(tiny, rows, monkeypatch, ranks, *flags) -> str:
 
 
 class Sized(Table):
-    cut_prompts = cut_responses = cut_chats = 0
+    cut_prompts = cut_responses = cut_chats = unfinished = 0
     forms: ClassVar = {}
 
 
