@@ -9,12 +9,16 @@ would change a run if they were ignored, and any other unknown flag, are refused
 """
 
 import ast
+import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import Field, asdict, dataclass, fields, make_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from flags import Group, option, parse, require
+
+WITHOUT_DIRECTION = ("kl", "kld", "kldiv", "kl_div", "kl_divergence")  # objectives of other programs
 
 
 @dataclass(frozen=True)
@@ -120,9 +124,9 @@ def hyper_parameters() -> list[tuple[str, str, Field]]:
     file, if an option cannot be read or has a name that another flag of the objective has.
     """
     found, taken = [], {field.name for field in fields(AnyObjectiveArguments)}
-    for path in sorted(Path(__file__).with_name("criterions").glob("*.py")):
+    for path, module in _objective_files():
         try:
-            of_file = list(_options(ast.parse(path.read_bytes(), str(path))))
+            of_file = list(_options(module))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: an option takes literals, by the names in flags.option ({error})") from error
         for name, *_ in of_file:
@@ -131,6 +135,54 @@ def hyper_parameters() -> list[tuple[str, str, Field]]:
             taken.add(name)
         found += of_file
     return found
+
+
+@cache
+def registered_objectives() -> list[str]:
+    """Every name and alias that a class of `criterions/*.py` is registered by, from the files' text.
+
+    Raises SyntaxError, or ValueError naming the file, if a name cannot be read.
+    """
+    found = []
+    for path, module in _objective_files():
+        for class_ in (node for node in module.body if isinstance(node, ast.ClassDef)):
+            for decorator in class_.decorator_list:
+                match decorator:
+                    case ast.Call(ast.Name("register"), names):
+                        try:
+                            found += map(ast.literal_eval, names)
+                        except ValueError as error:
+                            raise ValueError(f"{path}: register takes literals ({error})") from error
+    return found
+
+
+def check_objective(flag: str, name: str) -> None:
+    """Raises ValueError for a name that no file registers, before the imports that `build_criterion` needs.
+
+    name: as that takes it; of `adakd+todi` both are looked up.
+    """
+    known = registered_objectives()
+    for part in name.split("+"):
+        if part not in known:
+            raise ValueError(f"{flag} {name}: {unknown_objective(part, known)}")
+
+
+def unknown_objective(name: str, known: Sequence[str]) -> str:
+    return f"unknown objective; {did_you_mean(name, known)}choose one of {', '.join(known)}"
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """The closest known name as a question; empty if none is close."""
+    if name.lower() in WITHOUT_DIRECTION:
+        return "did you mean fkl or rkl? "
+    by_letters = {other.lower(): other for other in reversed(known)}  # an objective's own name wins
+    close = difflib.get_close_matches(name.lower(), by_letters, n=1)
+    return f"did you mean {by_letters[close[0]]}? " if close else ""
+
+
+def _objective_files() -> Iterator[tuple[Path, ast.Module]]:
+    for path in sorted(Path(__file__).with_name("criterions").glob("*.py")):
+        yield path, ast.parse(path.read_bytes(), str(path))
 
 
 def _options(module: ast.Module) -> Iterator[tuple[str, str, Field]]:
@@ -681,6 +733,8 @@ def parse_train_arguments(argv: Sequence[str]) -> TrainConfig:
     config = TrainConfig(*parse(argv, (*groups, OnPolicyArguments), "code/distillation.py"))
     if config.on_policy.distillm2 and config.kd.kd_objective is None:
         config = config._replace(kd=replace(config.kd, kd_objective="sfkl"))
+    check_objective("--kd-objective", config.kd.objective)
+    check_objective("--student-kd-objective", config.on_policy.student_kd_objective)
     return config
 
 

@@ -30,9 +30,9 @@ from runtime.ranks import all_ranks, from_main_process, init_distributed, is_mai
 from training.building import build_models, build_trainer
 from training.guard import Diverged
 from training.loop import Trainer
-from training.provenance import record_start
+from training.provenance import record_rows, record_start
 from training.resume import open_resume
-from training.resume_settings import check_layout, extension
+from training.resume_settings import check_layout
 
 REMEDY = (
     "what was complete is intact: make room, or move the folder and pass its new place, and run the same command "
@@ -91,8 +91,6 @@ def prepare(argv: list[str]) -> Trainer | None:
     for note in resume.notes:
         logger.info(note)
     if resume.finished:
-        further = extension(resume.start, save_dir)
-        logger.info("this run is finished: nothing to do; %s; --resume never starts it over", further)
         return None
     with all_ranks():
         record_start(config, criterion, settings, argv, device)
@@ -103,6 +101,7 @@ def prepare(argv: list[str]) -> Trainer | None:
     train, dev = load_data(tokenizer, config.data)
     with all_ranks():
         if is_main_process():
+            record_rows(save_dir, {"train": train, "dev": dev})
             preflight.estimate(train, dev)
             preflight.show_examples(train)
             logger.info("%s", preflight.report)

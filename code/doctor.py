@@ -2,9 +2,9 @@
 
     python code/doctor.py --model-path STUDENT --teacher-model-path TEACHER --data-dir data/dolly --kd-objective todi
 
-Besides the checks of every start, it loads the models and probes their heads and the packing of batches as training
-does. It writes only the cache of tokenised rows. WORLD_SIZE and LOCAL_WORLD_SIZE, if set, are those of the
-run. Exit code 0: the run can start (read the warnings); 2: it cannot.
+Besides the checks of every start, it says whether training would resume what --save-dir holds, and loads the models and
+probes their heads and the packing of batches as training does. It writes only the cache of tokenised rows. WORLD_SIZE
+and LOCAL_WORLD_SIZE, if set, are those of the run. Exit code 0: the run can start (read the warnings); 2: it cannot.
 """
 
 from arguments import TrainConfig, parse_train_arguments
@@ -29,6 +29,7 @@ from preflight.estimates import weight_bytes
 from preflight.report import Report, size
 from runtime.exit_codes import USER_ERROR_CODES, WRONG_INPUT, exit_on
 from teacher.building import teacher_dtype
+from training.resume import find_resume, to_move_aside
 
 EXAMPLES = 3
 STUDENT, TEACHER = "--model-path", "--teacher-model-path"
@@ -52,6 +53,8 @@ def report_on(config: TrainConfig) -> Report:
         preflight.estimate(train, dev)
         preflight.show_examples(train, EXAMPLES)
     with preflight.report.collect_errors():
+        describe_resume(preflight)
+    with preflight.report.collect_errors():
         probe(preflight)
     return preflight.report
 
@@ -61,6 +64,16 @@ def read_data(config: TrainConfig) -> tuple[InstructionDataset, InstructionDatas
     model = config.model
     tokenizer = load_tokenizer(model.model_path, model.trust_remote_code, model.model_revision)
     return load_train_and_dev(tokenizer, config.data)
+
+
+def describe_resume(preflight: Preflight) -> None:
+    """What training would do with what --save-dir holds. Raises ValueError where it would refuse it."""
+    config, report = preflight.config, preflight.report
+    resume = find_resume(config, preflight.settings, preflight.ranks.world_size)
+    for note in resume.notes or ["nothing to resume: starts at the first step"]:
+        report.fact("resume", note)
+    if there := [path.name for path in to_move_aside(resume)]:
+        report.fact("", f"moves to previous/ first: {', '.join(there[:3])}{', ...' if len(there) > 3 else ''}")
 
 
 def probe(preflight: Preflight) -> None:

@@ -78,7 +78,7 @@ def export(args: ExportArguments, out: Path) -> None:
         check_written(model, part, args.trust_remote_code)
         if gguf is not None:
             write_gguf(model, part, part / gguf.name, pre_tokenizer, tokenizer)
-        card = model_card(Path(checkpoint).name, run, base=base, scores=set_scores(checkpoint))
+        card = model_card(Path(checkpoint).name, run, base=base, scores=set_scores(checkpoint), template=template)
         (part / CARD).write_text(card, encoding="utf-8")
         for file in part.iterdir():
             file.chmod(0o644)  # safetensors makes files that only the owner can read; a server may be another user

@@ -17,15 +17,8 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.nn import functional as F
 
-from arguments import KDArguments
-from criterions.base import (
-    Criterion,
-    StepTokens,
-    build_criterion,
-    did_you_mean,
-    objective_names,
-    register,
-)
+from arguments import KDArguments, did_you_mean
+from criterions.base import Criterion, StepTokens, build_criterion, objective_names, register
 from criterions.fused import LossSums, ResponsePositions
 from criterions.measures import hellinger
 from flags import option
@@ -74,7 +67,7 @@ class AdaKD(Criterion):
         super().__init__(args)
         bases = [name for name in objective_names() if name != "adakd"]
         if self.adakd_base not in bases:
-            hint = did_you_mean(self.adakd_base)
+            hint = did_you_mean(self.adakd_base, bases)
             raise ValueError(f"--adakd-base {self.adakd_base}: {hint}adakd wraps one of {', '.join(bases)}")
         self.base = build_criterion(self.adakd_base, args)
         self.ratio = 1.0 if self.adakd_latf == "off" else self.adakd_ratio

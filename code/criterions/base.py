@@ -6,19 +6,17 @@ log-probabilities; `fused.py` walks over the positions and takes the gradient.
 Shapes: N response positions in a chunk, V shared vocabulary.
 """
 
-import difflib
 from collections.abc import Callable
 from dataclasses import Field, dataclass, fields
 
 import torch
 from torch import Tensor
 
-from arguments import KDArguments
+from arguments import KDArguments, unknown_objective
 from criterions.fused import LossSums, ResponsePositions
 
 # exp(ABSENT) is 0 in fp32 and ABSENT - ABSENT is 0: an entry absent on both sides contributes nothing anywhere.
 ABSENT = -1e4
-WITHOUT_DIRECTION = ("kl", "kld", "kldiv", "kl_div", "kl_divergence")  # names of other programs
 # Fields of KDArguments that choose the objective, or how it is computed.
 NO_HYPER_PARAMETERS = ("criterion", "kd_objective", "loss_chunk_mb", "compile_loss")
 
@@ -158,24 +156,14 @@ def build_criterion(name: str, args: KDArguments, flag: str = "--kd-objective") 
     Raises ValueError naming the flag and the known names for any other name.
     """
     wrapper, plus, base = name.partition("+")
-    known = ", ".join(objective_names())
     if wrapper not in _REGISTRY:
-        raise ValueError(f"{flag} {name}: unknown objective; {did_you_mean(wrapper)}choose one of {known}")
+        raise ValueError(f"{flag} {name}: {unknown_objective(wrapper, objective_names())}")
     criterion = _REGISTRY[wrapper]
     if not plus:
         return criterion(args)
     if not hasattr(criterion, "around"):
         raise ValueError(f"{flag} {name}: {wrapper} does not wrap another objective; drop '+{base}'")
     return criterion.around(base, args)
-
-
-def did_you_mean(name: str) -> str:
-    """The closest known name as a question; empty if none is close."""
-    if name.lower() in WITHOUT_DIRECTION:
-        return "did you mean fkl or rkl? "
-    known = {other.lower(): other for other in reversed(objective_names())}  # an objective's own name wins
-    close = difflib.get_close_matches(name.lower(), known, n=1)
-    return f"did you mean {known[close[0]]}? " if close else ""
 
 
 def log_probabilities(student_logits_NV: Tensor, teacher_logits_NV: Tensor) -> tuple[Tensor, Tensor]:

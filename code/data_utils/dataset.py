@@ -31,7 +31,7 @@ from runtime.ranks import all_ranks, is_first_of_node
 
 __all__ = ["InstructionDataset", "Row", "Source", "find_source", "load_data", "load_instruction_data", "read_rows"]
 
-TOKENISATION = 3  # part of the cache's key: raise it when the same row would give other ids
+TOKENISATION = 4  # part of the cache's key: raise it when the same row would give other ids or columns
 KEY_LENGTH = 24  # hexadecimal digits in the name of a cache folder
 ROWS_PER_WORKER = 4000  # with fewer, another process costs more than it saves
 EXAMPLES_AT_ONCE = 10_000  # whose keys are computed together
@@ -39,7 +39,7 @@ EXAMPLES_AT_ONCE = 10_000  # whose keys are computed together
 TEXTS = datasets.Features({"place": datasets.Value("string"), "text": datasets.Value("string")})
 IDS = datasets.Features(
     {name: datasets.List(datasets.Value("int32")) for name in ("prompt_ids", "response_ids", "spans")}
-    | {name: datasets.Value("bool") for name in ("prompt_cut", "response_cut")}
+    | {name: datasets.Value("bool") for name in ("prompt_cut", "response_cut", "unfinished")}
     | {name: datasets.Value("int32") for name in ("turns_cut", "learnt", "largest_id", "form")}
 )
 
@@ -48,6 +48,7 @@ class InstructionDataset(ExampleTable):
     """The tokenised rows of a split.
 
     cut_prompts, cut_responses: how many were too long and are cut. cut_chats: how many lack their oldest turns.
+    unfinished: how many responses came without their end, in rows with `"cut": true`.
     forms: how many rows were recognised as what.
     """
 
@@ -58,6 +59,7 @@ class InstructionDataset(ExampleTable):
         self.responses = columns["learnt"].to_numpy().astype(np.int64)
         self.cut_prompts = int(pc.sum(columns["prompt_cut"]).as_py())
         self.cut_responses = int(pc.sum(columns["response_cut"]).as_py())
+        self.unfinished = int(pc.sum(columns["unfinished"]).as_py())
         self.cut_chats = int((columns["turns_cut"].to_numpy() > 0).sum())
         self.max_token_id = pc.max(columns["largest_id"]).as_py()
         counts = np.bincount(columns["form"].to_numpy())

@@ -22,6 +22,7 @@ class Encoded(NamedTuple):
 
     spans: of the response, begin and end of each part that is learnt, one after another; empty: all of it.
     cut: whether the middle of the prompt, the end of the response is missing. turns: how many are missing.
+    unfinished: the response came without its end (`Row.cut`), and is not counted as cut here.
     """
 
     prompt_ids: list[int]
@@ -30,6 +31,7 @@ class Encoded(NamedTuple):
     prompt_cut: bool
     response_cut: bool
     turns_cut: int
+    unfinished: bool = False
 
 
 class Question(NamedTuple):
@@ -61,7 +63,11 @@ class RowEncoder:
         """
         of_texts = iter(self._texts([row for row in rows if not row.chat]))
         of_chats = iter(self._chats([row for row in rows if row.chat]))
-        return [next(of_chats if row.chat else of_texts) for row in rows]
+        found = [next(of_chats if row.chat else of_texts) for row in rows]
+        return [
+            example._replace(response_cut=False, unfinished=True) if row.cut else example
+            for row, example in zip(rows, found)
+        ]
 
     def _question(self, row: Row) -> Question:
         template, messages = self.template, row.chat[:-1]
@@ -86,23 +92,23 @@ class RowEncoder:
         template: ChatTemplate = self.template
         try:
             encoded = template.encode([row.chat for row in rows], self.args.train_on)
+            encoded = [_without_end(*of_chat) if row.cut else of_chat for row, of_chat in zip(rows, encoded)]
         except ValueError:
             encoded = [self._encode_chat(row) for row in rows]  # names the row
         return [self._fitted(row, *of_chat) for row, of_chat in zip(rows, encoded)]
 
     def _encode_chat(self, row: Row, messages: Sequence[Message] | None = None) -> tuple[list[int], Spans]:
         try:
-            return self.template.encode([messages or row.chat], self.args.train_on)[0]
+            (encoded,) = self.template.encode([messages or row.chat], self.args.train_on)
         except ValueError as error:
             raise ValueError(f"{row.place}: {error}") from None
+        return _without_end(*encoded) if row.cut else encoded
 
     def _fitted(self, row: Row, ids: list[int], spans: Spans) -> Encoded:
         messages = row.chat
         if not self._fits(ids, spans):
             messages = shortest_first_cut(row.chat, lambda part: self._fits(*self._encode_chat(row, part)))
             ids, spans = self._encode_chat(row, messages)
-        if row.cut:  # without the token that ends the turn
-            ids, spans = ids[: spans[-1][1] - 1], [*spans[:-1], (spans[-1][0], spans[-1][1] - 1)]
         start = spans[0][0]
         of_response = [place - start for span in spans for place in span]
         if of_response == [0, len(ids) - start]:
@@ -125,6 +131,12 @@ class RowEncoder:
         learnt = spans[-1] if spans else len(response_ids)  # what a template writes after the last answer may go
         spans = [min(place, room) for place in spans]
         return Encoded(prompt_ids, response_ids[:room], spans, prompt_cut, learnt > room, 0)
+
+
+def _without_end(ids: list[int], spans: Spans) -> tuple[list[int], Spans]:
+    """The chat up to the last answer, without the token that ends its turn."""
+    start, end = spans[-1]
+    return ids[: end - 1], [*spans[:-1], (start, end - 1)]
 
 
 def shortest_first_cut(messages: Sequence[Message], fits: Callable[[list[Message]], bool]) -> list[Message]:

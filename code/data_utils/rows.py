@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data_utils.prompts import Message, PromptTemplate
+from data_utils.prompts.chat import SHIPPED
 from data_utils.sources import Source, as_source
 
 # Rows of Dolly as published (instruction, context, response) and of TRL (prompt, completion).
@@ -144,7 +145,7 @@ def _chat_row(row: dict[str, Any], name: str, place: str, template: PromptTempla
         raise ValueError(
             f"{place}: {name} has {len(messages)} turns ({', '.join(message['role'] for message in messages[:3])}"
             f"{', ...' if len(messages) > 3 else ''}), and --prompt-template {template.name} writes one instruction "
-            "and its answer; pass --prompt-template chat, or a FILE.jinja over `messages`"
+            f"and its answer; pass --prompt-template chat, or {SHIPPED} for a tokenizer without a chat template"
         )
     return Row(template.render(messages[0]["content"], ""), (answer,), place, form=form)
 

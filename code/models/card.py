@@ -1,7 +1,8 @@
 """The model card of a checkpoint: README.md with YAML front matter, as the hub and its tools read it.
 
-In: the flags of the run (args.json), the name of the checkpoint, scores where there are any. Out: markdown. Nothing in
-it depends on where the run lies: a folder is named by its own name, or by the hub id that it comes from.
+In: the flags of the run (args.json), the name of the checkpoint, scores and prompt template where known. Out:
+markdown. Nothing in it depends on where the run lies: a folder is named by its own name, or by the hub id that it comes
+from.
 """
 
 import re
@@ -16,8 +17,10 @@ from yaml import YAMLError
 
 from arguments import KDArguments
 from data_utils.manifest import MANIFEST, read_manifest, sha256
+from data_utils.prompts import PromptTemplate
 from models.files import read_json
 from models.folders import locate, run_arguments
+from models.usage import usage
 
 CARD = "README.md"
 TAG = "causal-lm-distillation"  # front matter with this tag is of a card made here
@@ -73,12 +76,18 @@ def origin(path: str) -> Origin:
 
 
 def model_card(
-    checkpoint: str, run: Mapping, base: str | None = None, scores: Sequence[SetScore] = (), adapter: bool = False
+    checkpoint: str,
+    run: Mapping,
+    base: str | None = None,
+    scores: Sequence[SetScore] = (),
+    adapter: bool = False,
+    template: PromptTemplate | None = None,
 ) -> str:
     """The text of README.md.
 
     checkpoint: its name, which has its epoch, step and dev scores. run: args.json, empty if there is none. base: the
     model that training began from, where args.json does not name it. adapter: the folder holds a LoRA adapter alone.
+    template: of its prompts, if that is known.
     """
     student = run.get("model_path") or base
     start = origin(student) if student else Origin(None, None)
@@ -97,6 +106,7 @@ def model_card(
         f"---\n{metadata.to_yaml()}\n---",
         f"# {_title(run, student, start)}",
         _summary(run, objective, checkpoint, start, student),
+        *([] if template is None else ["## Usage\n\n" + usage(template, _answer_length(run), adapter)]),
         "## Scores\n\n" + _scores(checkpoint, scores),
         "## Training\n\n" + _table(("setting", "value"), _settings(run, objective)),
         "## Data\n\n" + _table(("", ""), data["rows"]),
@@ -182,6 +192,11 @@ def _scores(checkpoint: str, scores: Sequence[SetScore]) -> str:
     return "\n".join(lines)
 
 
+def _answer_length(run: Mapping) -> int | None:
+    """As evaluation has it."""
+    return run["max_length"] - run["max_prompt_length"] if {"max_length", "max_prompt_length"} <= run.keys() else None
+
+
 def _settings(run: Mapping, objective: str) -> list[tuple[str, object]]:
     """Objective, its hyper-parameters that were changed, and the flags in SETTINGS that were set."""
     rows: list[tuple[str, object]] = [("objective", objective)]
@@ -206,6 +221,9 @@ def _data(run: Mapping) -> dict:
         return {"rows": [("data", "unknown")]}
     folder = locate(str(run["data_dir"]))
     rows: list[tuple[str, object]] = [("folder", f"`{folder.name}`")]
+    for split, forms in run.get("run", {}).get("rows", {}).items():
+        counts = ", ".join(f"{count:,} of `{form}`" for form, count in forms.items())
+        rows.append((f"{split}, used here", f"{sum(forms.values()):,} rows: {counts}"))
     try:
         manifest = read_manifest(folder)
     except ValueError:
@@ -216,7 +234,7 @@ def _data(run: Mapping) -> dict:
     rows += [(name, manifest[name]) for name in ("title", "licence") if manifest.get(name)]
     rows += [(name, source[name]) for name in ("page", "revision") if source.get(name)]
     rows += [
-        (f"`{name}`", f"{of.get('rows', '?')} rows, sha256 `{of.get('sha256')}`")
+        (f"`{name}`", (f"{of['rows']} rows, " if "rows" in of else "") + f"sha256 `{of.get('sha256')}`")
         for name, of in manifest["files"].items()
     ]
     rows.append((f"`{MANIFEST}`", f"sha256 `{sha256(folder / MANIFEST)}`"))

@@ -53,16 +53,18 @@ def describe_data(
         forms = "; ".join(f"{count:,} of {form}" for form, count in data.forms.items())
         report.fact("rows", f"{name}: {forms}")
         chats = f"{data.cut_chats:,} chats lost their oldest turns; " if data.cut_chats else ""
+        unfinished = f'; {data.unfinished:,} responses are marked "cut" and get no EOS' if data.unfinished else ""
         report.fact(
             name,
             f"{len(data):,} rows, {data.lengths.sum():,} tokens, {data.responses.sum():,} of them responses; "
             f"{chats}{data.cut_prompts:,} prompts cut to --max-prompt-length {args.max_prompt_length}, "
-            f"{data.cut_responses:,} responses to --max-length {args.max_length}; {empty:,} rows keep no response "
-            "token",
+            f"{data.cut_responses:,} responses to --max-length {args.max_length}{unfinished}; {empty:,} rows keep no "
+            "response token",
         )
         for cut, count, flag in (
             ("prompts are cut", data.cut_prompts, "--max-prompt-length"),
             ("responses are cut, so their ends and EOS are never learnt", data.cut_responses, "--max-length"),
+            ('responses are marked "cut" and get no EOS', data.unfinished, "--max-length where they are generated"),
         ):
             if count > FEW * len(data):
                 report.warn(f"{name}: {count / len(data):.0%} of the {cut}; raise {flag}")

@@ -59,7 +59,8 @@ def describe_rows(
     shares = {
         "mixed": f"{args.mixed_alpha:.0%} of the steps are sampled",
         "adaptive": f"{args.init_threshold:.0%} of the steps are sampled or replayed at first, 10 points more each "
-        f"time that the dev NLL has risen by --loss-eps {args.loss_eps:g}",
+        f"time that the dev NLL has risen by --loss-eps {args.loss_eps:g}; in the paper, the objective is a skewed KL "
+        "(sfkl or srkl)",
         "pair": "every step trains its data and the student's answers to the same prompts; in the paper, the data are "
         "the teacher's answers",
     }

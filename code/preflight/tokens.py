@@ -8,6 +8,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from arguments import TrainConfig
 from data_utils.prompts import ChatTemplate, prompt_template
 from data_utils.prompts.alpaca import INTRODUCTION
+from data_utils.prompts.chat import SHIPPED
 from data_utils.rows import read_rows
 from data_utils.sources import find_source
 from models.loading import load_tokenizer
@@ -75,12 +76,17 @@ def _compare(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, rep
 def _compare_chats(template: ChatTemplate, theirs: PreTrainedTokenizerBase, teacher_path: str, report: Report) -> None:
     """Both models read the student's text. The teacher's EOS becomes what its own template ends an answer with."""
     if theirs.chat_template != template.source:
-        other = "has another chat template" if theirs.chat_template else "has no chat template"
-        or_file = f", or pass the teacher's template as a file: {teacher_path}/chat_template.jinja"
+        file, own = Path(teacher_path) / "chat_template.jinja", template.name
+        remedy = "fine-tune it on this data first (--criterion cross_entropy)"
+        if not theirs.chat_template:
+            files = f"{SHIPPED} here and there" if own == "chat" else own
+            remedy += f", with --prompt-template {files}"
+        elif file.is_file():
+            remedy += f", or pass the teacher's template as a file: {file}"
+        which = "another" if theirs.chat_template else "no"
         report.warn(
-            f"--teacher-model-path {teacher_path} {other}; both models read the text of the student's, which the "
-            "teacher was not trained on: fine-tune it on this data first (--criterion cross_entropy)"
-            f"{or_file if (Path(teacher_path) / 'chat_template.jinja').is_file() else ''}"
+            f"--teacher-model-path {teacher_path} has {which} chat template; both models read the text of the "
+            f"student's, which the teacher was not trained on: {remedy}"
         )
     if theirs.chat_template:
         with suppress(ValueError):  # one that ends no answer

@@ -43,7 +43,8 @@ def save_checkpoint(
             if template is not None:
                 record_template(template, part)
             adapter = isinstance(model, PeftModel)
-            card = model_card(folder.name, run_arguments(str(part)), base=model.name_or_path, adapter=adapter)
+            run = run_arguments(str(part))
+            card = model_card(folder.name, run, base=model.name_or_path, adapter=adapter, template=template)
             (part / CARD).write_text(card, encoding="utf-8")  # in place of the one that PEFT writes
     dist.barrier()
 

@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -16,6 +16,7 @@ from deepspeed.accelerator import get_accelerator
 
 from arguments import TrainConfig
 from criterions import Criterion
+from data_utils.dataset import InstructionDataset
 from runtime.atomic import write_text
 from runtime.deepspeed_settings import DeepSpeedSettings, dtype_name
 from runtime.log import logger
@@ -40,6 +41,14 @@ def record_start(
         logger.info("without effect here: %s", " ".join(config.ignored_flags))
     if not criterion.needs_teacher and config.teacher.teacher_model_path is not None:
         logger.info("%s needs no teacher: %s is not loaded", objective, config.teacher.teacher_model_path)
+
+
+def record_rows(save_dir: Path, datasets: Mapping[str, InstructionDataset | None]) -> None:
+    """Adds to args.json how many rows of which form each split has, once they are read. On rank 0."""
+    path = save_dir / "args.json"
+    everything = json.loads(path.read_text())
+    everything["run"]["rows"] = {split: data.forms for split, data in datasets.items() if data is not None}
+    write_text(path, json.dumps(everything, indent=2) + "\n")
 
 
 def provenance(argv: Sequence[str], entry: str = "code/distillation.py") -> dict:

@@ -1,10 +1,14 @@
 """Opens a run: finds the state to resume, locks --save-dir and prepares it to be written to.
 
+    find_resume(config, settings, ranks)     only looks, as code/doctor.py does
+    open_resume(config, settings)            on every rank: also locks and tidies up
+
 In: the flags. Out: `Resume`, the same on every rank; or a ValueError where the state does not fit the flags or another
 run uses --save-dir.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -15,7 +19,7 @@ from runtime.atomic import remove_unfinished, write_text
 from runtime.deepspeed_settings import DeepSpeedSettings
 from runtime.locks import Held, lock
 from runtime.ranks import all_ranks, from_main_process, is_main_process, world_size
-from training.resume_settings import check_settings
+from training.resume_settings import check_settings, extension
 from training.state import Position, Resume, file_sizes, read_state, remove_leftovers
 
 LOCK = ".lock"
@@ -36,7 +40,9 @@ def open_resume(config: TrainConfig, deepspeed_settings: DeepSpeedSettings) -> R
     with all_ranks():
         locked = lock_folder(save_dir) if is_main_process() else None
     with all_ranks():
-        resume = _prepare(config, deepspeed_settings) if is_main_process() else None
+        resume = find_resume(config, deepspeed_settings, world_size()) if is_main_process() else None
+        if resume is not None:
+            _tidy(resume)
     resume = from_main_process(resume)
     if locked is not None:
         resume.lock, note = locked
@@ -57,24 +63,31 @@ def lock_folder(save_dir: Path) -> tuple[TextIO, str | None]:
         ) from None
 
 
-def _prepare(config: TrainConfig, deepspeed_settings: DeepSpeedSettings) -> Resume:
+def find_resume(config: TrainConfig, deepspeed_settings: DeepSpeedSettings, ranks: int) -> Resume:
+    """What --save-dir or --resume PATH has for a run on so many ranks, and in `notes` what comes of it.
+
+    Writes nothing. Raises ValueError where training would refuse the state.
+    """
     args, save_dir = config.train, Path(config.train.save_dir)
     settings = {
-        "world_size": world_size(),
+        "world_size": ranks,
         "data": _digests(config.data),
         "flags": config.flags,
         "deepspeed": deepspeed_settings.from_file,
     }
     resume = Resume(save_dir, settings)
     source = _find_state(resume, args)
-    if resume.start is not None:
-        changed = check_settings(resume.start, settings, args, source)
-        step = resume.start["position"]["step"]
-        resume.notes.append(f"continues {source} after step {step}" + "".join(f", {change}" for change in changed))
-        if resume.start["folder"] is not None:
-            resume.start_folder = source / "resume" / resume.start["folder"]
-            _check_files(resume.start_folder, resume.start["files"], args)
-    _tidy(resume, own=resume.start is not None and source == save_dir)
+    if resume.start is None:
+        return resume
+    changed = check_settings(resume.start, settings, args, source)
+    if resume.finished:
+        further = extension(resume.start, source)
+        resume.notes.append(f"this run is finished: nothing to do; {further}; --resume never starts it over")
+        return resume
+    step = resume.start["position"]["step"]
+    resume.notes.append(f"continues {source} after step {step}" + "".join(f", {change}" for change in changed))
+    resume.start_folder = source / "resume" / resume.start["folder"]
+    _check_files(resume.start_folder, resume.start["files"], args)
     return resume
 
 
@@ -91,20 +104,15 @@ def _find_state(resume: Resume, args: TrainArguments) -> Path:
     return source
 
 
-def _tidy(resume: Resume, own: bool) -> None:
-    """Leaves in --save-dir what belongs to the state that is resumed, and nothing half-written.
-
-    own: the state is that of --save-dir.
-    """
-    save_dir = resume.save_dir
+def _tidy(resume: Resume) -> None:
+    """Leaves in --save-dir what belongs to the state that is resumed, and nothing half-written."""
+    save_dir, own = resume.save_dir, resume.is_own
     save_dir.mkdir(parents=True, exist_ok=True)
     remove_unfinished(save_dir)
     if not own:
-        # An attempt that ended before its first save has nothing to resume and nothing to keep.
-        begun = resume.folder.is_dir() and not any(save_dir.glob("epoch*_step*"))
-        if not begun or resume.settings["flags"]["resume"] == "never":
-            moved = move_aside(save_dir)
-            resume.notes += [f"what was in {save_dir} is now in {moved}"] if moved else []
+        if there := to_move_aside(resume):
+            moved = move_aside(save_dir, there)
+            resume.notes.append(f"what was in {save_dir} is now in {moved}")
         resume.folder.mkdir(exist_ok=True)
     position = Position(**resume.start["position"]) if own else Position()
     remove_leftovers(resume.folder, resume.start["folder"] if own else None)
@@ -117,11 +125,18 @@ def _tidy(resume: Resume, own: bool) -> None:
         resume.start["best"] = []  # the other run's checkpoints stay its own
 
 
-def move_aside(save_dir: Path) -> Path | None:
-    """Moves what an earlier run wrote into the next free previous/<N>. Returns that, or None if there was nothing."""
-    there = [path for pattern in OUTPUTS for path in sorted(save_dir.glob(pattern))]
-    if not there:
-        return None
+def to_move_aside(resume: Resume) -> list[Path]:
+    """What an earlier run wrote into --save-dir and this run does not continue."""
+    save_dir = resume.save_dir
+    # An attempt that ended before its first save has nothing to resume and nothing to keep.
+    begun = resume.folder.is_dir() and not any(save_dir.glob("epoch*_step*"))
+    if resume.is_own or (begun and resume.settings["flags"]["resume"] != "never"):
+        return []
+    return [path for pattern in OUTPUTS for path in sorted(save_dir.glob(pattern))]
+
+
+def move_aside(save_dir: Path, there: Sequence[Path]) -> Path:
+    """Moves what `there` names, of --save-dir, into the next free previous/<N>, and returns that."""
     before = save_dir / "previous"
     number = 1 + max((int(path.name) for path in before.glob("*") if path.name.isdigit()), default=0)
     target = before / str(number)

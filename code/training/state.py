@@ -103,6 +103,11 @@ class Resume:
     def finished(self) -> bool:
         return self.start is not None and self.start["position"]["finished"]
 
+    @property
+    def is_own(self) -> bool:
+        """Whether the state to resume is that of --save-dir. A finished one is: another's would be refused."""
+        return self.start is not None and (self.start_folder is None or self.start_folder.parent == self.folder)
+
 
 @dataclass
 class RunState:
@@ -135,7 +140,7 @@ class RunState:
         for states, owners in ((start, self.shared), (own, self.per_rank), (common, self.common)):
             for name, owner in owners.items():
                 owner.load_state_dict(states[name])
-        if folder.parent == self.resume.folder:
+        if self.resume.is_own:
             self.saved = folder.name
         else:
             self.save()  # from here on it is a run of its own

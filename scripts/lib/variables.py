@@ -23,15 +23,21 @@ MEANT = {
     **dict.fromkeys(("KD_OBJECTIVE", "OBJECTIVE", "KD_LOSS"), "KD_OBJ"),
     **dict.fromkeys(("KD_TEMPERATURE", "DISTILL_TEMPERATURE"), "KD_TEMP"),
     **dict.fromkeys(("KD_RATIO", "KD_WEIGHT"), "KD_RATE"),
-    **dict.fromkeys(("STUDENT_PATH", "STUDENT_MODEL_PATH", "STUDENT_MODEL"), "CKPT_PATH"),
-    **dict.fromkeys(("TEACHER_PATH", "TEACHER_MODEL"), "TEACHER_MODEL_PATH"),
+    **dict.fromkeys(("STUDENT_PATH", "STUDENT_MODEL_PATH", "STUDENT_MODEL", "STUDENT"), "CKPT_PATH"),
+    **dict.fromkeys(("TEACHER_PATH", "TEACHER_MODEL", "TEACHER"), "TEACHER_MODEL_PATH"),
+    **dict.fromkeys(("MAX_LEN", "MAX_SEQ_LEN", "MAX_SEQ_LENGTH", "SEQ_LEN", "SEQ_LENGTH"), "MAX_LENGTH"),
     **dict.fromkeys(("LORA_R", "PEFT_LORA_R"), "LORA_RANK"),
     **dict.fromkeys(("DEEPSPEED_CONFIG", "DS_CONFIG_FILE"), "DS_CONFIG"),
     "MAX_STEPS": "TOTAL_ITERS",
     "GPU": "GPUS",
 }
-# The same, but probably set for another program.
-PERHAPS = {"MODEL_PATH": "CKPT_PATH", "OUTPUT_DIR": "SAVE_DIR", "NUM_GPUS": "GPUS", "NGPUS": "GPUS"}
+# The same, but clusters, containers and other programs set them too, so they are only noted.
+PERHAPS = {
+    "MODEL_PATH": "CKPT_PATH",
+    **dict.fromkeys(("DATASET", "DATA_PATH"), "DATA_DIR"),
+    "OUTPUT_DIR": "SAVE_DIR",
+    **dict.fromkeys(("NUM_GPUS", "NUM_GPU", "NGPUS", "NGPU", "N_GPUS", "N_GPU"), "GPUS"),
+}
 USED = re.compile(r"(?:\$\{!?|\$|\b(?=[A-Z][A-Z0-9_]*=))([A-Z][A-Z0-9_]+)")  # read or set
 LISTED = re.compile(r"(?m)^[A-Z][A-Z0-9_]+")
 NEAR = 0.86  # LOCAL_RANK, which launchers set, is 0.84 of LORA_RANK

@@ -34,6 +34,7 @@ from arguments import (
     parse_evaluate_arguments,
     parse_generate_arguments,
     parse_train_arguments,
+    registered_objectives,
 )
 from flags import Group, option
 from flags import parse as parse_groups
@@ -121,6 +122,7 @@ def valid_text(group: type, field: dataclasses.Field) -> str:
         "lr_min": "1e-06",
         "adakd_ratio_min": "0.05",
         "peft": "lora",
+        **dict.fromkeys(("criterion", "kd_objective", "student_kd_objective"), "todi"),
     }
     if field.name in special:
         return special[field.name]
@@ -390,10 +392,29 @@ def test_help_has_each_flag_once_in_its_group(capsys, monkeypatch, parse, groups
 @pytest.mark.parametrize("entry", ["distillation", "evaluate", "compare", "judge", "doctor"])
 @pytest.mark.parametrize(("words", "code", "said"), [(["--help"], 0, "usage: "), (["--lrr", "1"], 2, "error: ")])
 def test_help_and_a_wrong_flag_are_answered_without_torch(root, entry, words, code, said):
-    words = [str(root / f"code/{entry}.py"), *(() if code == 0 else REQUIRED), *words]
-    run = subprocess.run([sys.executable, "-X", "importtime", *words], capture_output=True, text=True, timeout=60)
+    run = timed_imports(root, entry, *(() if code == 0 else REQUIRED), *words)
     assert run.returncode == code and said in run.stdout + run.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--kd-objective", "kl"], "--kd-objective kl: unknown objective; did you mean fkl or rkl? choose one of abkd"),
+        (["--kd-objective", "adakd+tody"], "--kd-objective adakd+tody: unknown objective; did you mean todi? choose"),
+        (["--distillm2", "--student-kd-objective", "x"], "--student-kd-objective x: unknown objective; choose one of"),
+    ],
+)
+def test_an_unknown_objective_is_refused_without_torch(root, words, said):
+    run = timed_imports(root, "distillation", *REQUIRED, *words)
+    assert run.returncode == 2 and f"error: {said}" in run.stderr
+
+
+def timed_imports(root, entry, *words) -> subprocess.CompletedProcess:
+    """Runs an entry, which must not import anything slow."""
+    command = [sys.executable, "-X", "importtime", str(root / f"code/{entry}.py"), *words]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert not re.search(r"\| +(torch|transformers|numpy|datasets|deepspeed)$", run.stderr, re.MULTILINE)
+    return run
 
 
 OUTSIDE = {"of at least": -1, "above": 0, "at most": 1, "below": 0}  # of a bound
@@ -504,6 +525,7 @@ def test_hyper_parameters_are_those_of_the_objectives():
     """They are read from the text of the files; here they are compared with the imported classes."""
     from criterions import build_criterion, objective_names
 
+    assert registered_objectives() == objective_names()
     declared = {}
     for cls in {base for name in objective_names() for base in type(build_criterion(name, KDArguments())).__mro__}:
         for name, annotation in vars(cls).get("__annotations__", {}).items():

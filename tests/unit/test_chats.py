@@ -21,12 +21,14 @@ from data_utils.batches import Example, collate
 from data_utils.dataset import load_instruction_data, read_rows
 from data_utils.encoding import RowEncoder
 from data_utils.prompts import prompt_template, record_template, recorded_template
+from data_utils.prompts.chat import SHIPPED
 from evaluation.defaults import Checkpoint, fill_in
 from evaluation.scoring import EvaluationSet
 from generation.base import generation_config
 from preflight.examples import marked
 from tiny import make_rows, make_tokenizer
 
+ROOT = Path(__file__).resolve().parents[2]
 SYSTEM_IN_USER = (  # Llama-2 and Mistral have no turn for it
     "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}{% set rest = messages[1:] %}"
     "{% else %}{% set system = '' %}{% set rest = messages %}{% endif %}"
@@ -262,6 +264,27 @@ def test_the_end_of_a_turn_is_learnt_and_ends_generation(kind, tokenizer):
     assert config.eos_token_id == tokenizer.convert_tokens_to_ids(KINDS[kind].end_of_turn)
 
 
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts=turns, system=st.none() | contents)
+@pytest.mark.parametrize("bos", ["its own", "eos"])  # GPT-2's BOS is its EOS
+def test_the_shipped_template_fits_a_tokenizer_without_one(kind, bos, texts, system):
+    tokenizer = KINDS[kind].tokenizer()
+    tokenizer.chat_template = None
+    eos = tokenizer.eos_token
+    if bos == "eos":
+        tokenizer.bos_token = eos
+    messages = chat(*texts, system=system)
+    prompt_template(str(ROOT / SHIPPED), tokenizer)
+    assert tokenizer.eos_token == eos
+    example = example_of(tokenizer, messages)
+    assert whole(example) == tokenizer.apply_chat_template(messages)["input_ids"]
+    assert learnt(example) == slow_mask(tokenizer, messages, eos)
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    headings = {"system": "### System:", "user": "### User:", "assistant": "### Assistant:"}
+    parts = [f"{headings[m['role']]}\n{m['content']}{eos if m['role'] == 'assistant' else ''}" for m in messages]
+    assert text == (tokenizer.bos_token or "") + "\n\n".join(parts)
+
+
 def test_a_template_that_moves_earlier_text_is_refused_for_all_answers():
     tokenizer = KINDS["mistral"].tokenizer()
     messages = chat("Say red.", "red", "Say blue.", "blue", system="Be short.")
@@ -316,7 +339,7 @@ def test_a_text_template_takes_a_chat_of_one_question(tmp_path):
     (row,) = read_rows(write(tmp_path / "a.jsonl", {"messages": chat("Say red.", "red")}), alpaca)
     assert (row.prompt, row.responses) == (alpaca.render("Say red.", ""), ("red",))
     for messages in (chat("a", "b", "c", "d"), chat("a", "b", system="c")):
-        with pytest.raises(ValueError, match=r"a.jsonl:1: messages has \d turns \(.*pass --prompt-template chat"):
+        with pytest.raises(ValueError, match=r"a.jsonl:1: messages has \d turns \(.*configs/chat.jinja for a"):
             read_rows(write(tmp_path / "a.jsonl", {"messages": messages}), alpaca)
 
 
@@ -344,6 +367,17 @@ def test_an_overlong_chat_keeps_its_system_message_and_its_last_turns(qwen, tmp_
     text = qwen.decode(question.prompts[0].ids)
     assert len(question.prompts[0].ids) <= 128 and "Be short." in text and text.endswith("<|im_start|>assistant\n")
     assert "Say number 11<|im_end|>" in text and "Say number 0<" not in text
+
+
+def test_an_unfinished_answer_needs_no_room_for_its_end(qwen, tmp_path, args):
+    messages = chat("Say red.", "red", "Say blue.", "blue " * 20)
+    whole_length = len(qwen.apply_chat_template(messages)["input_ids"])
+    limit = whole_length - 2  # without <|im_end|> and the line break
+    path = write(tmp_path / "train.jsonl", {"messages": messages, "cut": True}, {"messages": messages})
+    data = load_instruction_data(path, qwen, replace(args, max_length=limit, max_prompt_length=limit - 1))
+    assert (data.cut_chats, data.cut_responses, data.unfinished) == (1, 0, 1)
+    assert whole(data[0]) == qwen.apply_chat_template(messages)["input_ids"][:limit]
+    assert "Say red." not in qwen.decode(whole(data[1]))
 
 
 def test_one_question_that_is_too_long_is_cut_like_a_text(qwen, tmp_path, args):
@@ -449,7 +483,7 @@ def test_a_file_that_is_no_template_is_refused(tmp_path, text, said):
 
 
 def test_a_tokenizer_without_a_chat_template_is_answered_with_what_to_do():
-    with pytest.raises(ValueError, match=r"^--prompt-template chat: .* has no chat template; pass one as FILE.jinja"):
+    with pytest.raises(ValueError, match=r"^--prompt-template chat: .* has no chat template; pass configs/chat.jinja"):
         prompt_template("chat", make_tokenizer())
 
 

@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
@@ -18,6 +19,8 @@ from data_utils import dataset, sources
 from data_utils.dataset import Row, load_instruction_data
 from data_utils.prompts import cut_prompts, encode_pairs, encode_prompts, prompt_template
 from data_utils.sources import find_source, training_sources
+from preflight.estimates import describe_data
+from preflight.report import Report
 from tiny import make_rows, make_tokenizer
 
 GOOD = {"instruction": "Add.", "output": "Three."}
@@ -469,6 +472,21 @@ def test_what_is_too_long_is_cut_and_a_cut_response_has_no_eos(tmp_path, tokeniz
         assert [tokenizer.eos_token_id in data[i].response_ids for i in range(3)] == closed
         assert (data.cut_prompts, data.cut_responses) == (1, closed.count(False))
         assert (data.lengths[2], len(data[2].prompt_ids)) == (max_length, 64)
+
+
+def test_a_response_that_came_without_its_end_is_not_counted_as_cut(tmp_path, tokenizer, args):
+    rows = [GOOD, {**GOOD, "output": "stone " * 300, "cut": True}, {**GOOD, "cut": True}]
+    data = load_instruction_data(write(tmp_path / "train.jsonl", *rows), tokenizer, args)
+    assert (data.cut_responses, data.unfinished) == (0, 2)
+    assert [tokenizer.eos_token_id in data[i].response_ids for i in range(3)] == [True, False, False]
+    report = Report()
+    config = SimpleNamespace(data=replace(args, data_dir=str(tmp_path)))
+    describe_data(config, data, None, report)
+    facts = dict(report.facts)["train"]
+    assert "0 responses to --max-length" in facts and '; 2 responses are marked "cut" and get no EOS; ' in facts
+    assert report.warnings[-1] == (
+        'train: 67% of the responses are marked "cut" and get no EOS; raise --max-length where they are generated'
+    )
 
 
 # --- cache -----------------------------------------------------------------------------------------------------------

@@ -19,10 +19,14 @@ import export
 import exporting.hub
 import models.loading
 from data_utils.prompts import prompt_template, record_template, recorded_template
+from data_utils.prompts.chat import SHIPPED
+from data_utils.rows import parse
 from exporting.gguf_file import check_gguf
 from exporting.portable import make_portable
 from models.card import CARD, SetScore, model_card, origin
 from models.loading import load_trained
+from models.usage import QUESTION
+from training.provenance import record_rows
 
 IDS = torch.arange(5, 45)[None]
 CHECKPOINT = "epoch2_step6_loss1.2345_rougel20.5000"
@@ -64,7 +68,8 @@ def run(tiny, tmp_path):
     flags = {
         "model_path": str(tiny / "student_tied"), "teacher_model_path": str(tiny / "teacher"), "kd_objective": "todi",
         "kd_rate": 0.5, "kd_temperature": 2.0, "lr": 0.001, "num_epochs": 2, "peft": "lora", "peft_lora_r": 4,
-        "run": {"versions": {"torch": "2.0"}, "ranks": 2, "command": ["secret"]}, "deepspeed": {},
+        "run": {"versions": {"torch": "2.0"}, "ranks": 2, "command": ["secret"],
+                "rows": {"train": {"instruction, input, output": 1200, "messages": 100}}}, "deepspeed": {},
     }  # fmt: skip
     (folder / "args.json").write_text(json.dumps(flags))
     return folder
@@ -224,7 +229,8 @@ def test_the_card_of_an_export(tiny, run, tmp_path, monkeypatch):
     data = tmp_path / "set"
     data.mkdir()
     manifest = {
-        "title": "A set", "licence": "CC BY-SA 3.0", "files": {"train.jsonl": {"rows": 7, "sha256": "abc"}},
+        "title": "A set", "licence": "CC BY-SA 3.0",
+        "files": {"train.jsonl": {"rows": 7, "sha256": "abc"}, "dev.jsonl": {"sha256": "def"}},
         "source": {"page": "https://huggingface.co/datasets/org/set", "revision": "123"},
     }  # fmt: skip
     (data / "manifest.json").write_text(json.dumps(manifest))
@@ -232,6 +238,7 @@ def test_the_card_of_an_export(tiny, run, tmp_path, monkeypatch):
     (run / "args.json").write_text(json.dumps(flags | {"model_path": str(start), "data_dir": str(data)}))
     score = SetScore("set-valid", "rougeL", 20.0, 18.5, 21.5, 7, 2)
     monkeypatch.setattr(export, "set_scores", lambda checkpoint: [score])
+    record_template(prompt_template("alpaca"), run / CHECKPOINT)
     card = (export_run(run, tmp_path / "out") / CARD).read_text()
     facts = front_matter(card)
     assert (facts["base_model"], facts["license"], facts["datasets"]) == ("org/start", "apache-2.0", ["org/set"])
@@ -239,7 +246,8 @@ def test_the_card_of_an_export(tiny, run, tmp_path, monkeypatch):
     for words in (
         f"`{CHECKPOINT}`", "distilled from teacher", "dev ROUGE-L: 20.5000", "dev NLL, nats per token: 1.2345",
         "| set-valid | rougeL | 20.00 [18.50, 21.50] | 7 | 2 |", "| kd_temperature | 2.0 |", "| lr | 0.001 |",
-        "| revision | 123 |", "7 rows, sha256 `abc`", "torch 2.0",
+        "| revision | 123 |", "7 rows, sha256 `abc`", "torch 2.0", "| `dev.jsonl` | sha256 `def` |", "## Usage",
+        "| train, used here | 1,300 rows: 1,200 of `instruction, input, output`, 100 of `messages` |",
     ):  # fmt: skip
         assert words in card, words
     assert str(tmp_path) not in card and "secret" not in card
@@ -257,6 +265,15 @@ def set_scores_come_from_the_evaluations_of_the_checkpoint(run):
     (score,) = export.set_scores(str(run / CHECKPOINT))
     assert (score.name, score.mean, score.rows, score.seeds) == ("dolly-valid", 13.0, 50, 2)
     assert 12 < score.low < 13 < score.high < 14
+
+
+def test_the_numbers_of_rows_are_recorded_for_the_card(tmp_path):
+    (tmp_path / "args.json").write_text(json.dumps({"lr": 0.1, "run": {"ranks": 1}}))
+    record_rows(tmp_path, {"train": SimpleNamespace(forms={"messages": 1200}), "dev": None})
+    run = json.loads((tmp_path / "args.json").read_text())
+    assert run == {"lr": 0.1, "run": {"ranks": 1, "rows": {"train": {"messages": 1200}}}}
+    card = model_card("x", run | {"data_dir": "gone"})
+    assert "| train, used here | 1,200 rows: 1,200 of `messages` |" in card
 
 
 def test_a_card_without_a_run(tiny):
@@ -278,13 +295,38 @@ def test_every_checkpoint_carries_its_card(tiny, tmp_path, monkeypatch):
     tokenizer = AutoTokenizer.from_pretrained(tiny / "student")
     (tmp_path / "args.json").write_text(json.dumps({"model_path": str(tiny / "student"), "lr": 0.25}))
     model = AutoModelForCausalLM.from_pretrained(tiny / "student")
-    checkpoints.save_checkpoint(model, tokenizer, tmp_path / "epoch1_step2_loss3.0000")
+    alpaca = prompt_template("alpaca")
+    checkpoints.save_checkpoint(model, tokenizer, tmp_path / "epoch1_step2_loss3.0000", alpaca)
     card = (tmp_path / "epoch1_step2_loss3.0000" / CARD).read_text()
     assert "| lr | 0.25 |" in card and "dev NLL, nats per token: 3.0000" in card
+    assert alpaca.render("{instruction}", "{input}") in card
     adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
     checkpoints.save_checkpoint(adapted, tokenizer, tmp_path / "epoch2_step4_loss2.0000")
     card = (tmp_path / "epoch2_step4_loss2.0000" / CARD).read_text()
     assert front_matter(card)["library_name"] == "peft" and front_matter(card)["base_model_relation"] == "adapter"
+
+
+@pytest.mark.parametrize("name", ["alpaca", "none", SHIPPED])
+@pytest.mark.parametrize("adapter", [False, True])
+def test_the_snippet_of_a_card_asks_as_training_did(tiny, tmp_path, root, monkeypatch, name, adapter):
+    monkeypatch.chdir(root)
+    tokenizer = AutoTokenizer.from_pretrained(tiny / "student")
+    template = prompt_template(name, tokenizer)
+    if adapter:
+        random_adapter(tiny / "student", tmp_path, ["q_proj"])
+    else:
+        AutoModelForCausalLM.from_pretrained(tiny / "student").save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    card = model_card("x", {"max_length": 40, "max_prompt_length": 32}, adapter=adapter, template=template)
+    monkeypatch.chdir(tmp_path)
+    known: dict = {}
+    exec(card.split("```python\n")[1].split("```")[0], known)
+    prompt = known["tokenizer"].decode(known["inputs"]["input_ids"][0])
+    row = parse(json.dumps({"instruction": QUESTION, "output": "x"}), "x:1", template)
+    assert prompt == row.prompt and known["answer"].shape[1] <= len(known["inputs"]["input_ids"][0]) + 8
+    placeholder = "{question}" if template.takes_chats else "{instruction}"
+    assert f"~~~~text\n{prompt.replace(QUESTION, placeholder)}\n~~~~" in card
+    assert ("needs the package `peft`" in card) == adapter
 
 
 @pytest.mark.parametrize("path", ["/gone/model", "outputs/gone", "a/b/c", "./x", "runs/lr--1e-4", "a/x.git"])

@@ -532,7 +532,7 @@ def report_of(tiny, rows, monkeypatch, ranks, *flags) -> str:
 
 
 class Sized(Table):
-    cut_prompts = cut_responses = cut_chats = 0
+    cut_prompts = cut_responses = cut_chats = unfinished = 0
     forms: ClassVar = {}
 
 
@@ -548,6 +548,8 @@ def test_the_report_counts_what_sampling_costs(tiny, rows, monkeypatch):
     assert "make 1 groups at --gen-tokens-per-batch 2,048, and there are 4 ranks" in text
     text = report_of(tiny, rows, monkeypatch, 1, "--distillm", "--batch-size", "8", "--capacity", "7")
     assert "error: --capacity 7: a step takes 8 rows" in text
+    text = report_of(tiny, rows, monkeypatch, 1, "--distillm")
+    assert "by --loss-eps 0.1; in the paper, the objective is a skewed KL (sfkl or srkl)" in text
     text = report_of(tiny, rows, monkeypatch, 1, "--gkd", "--gen-max-new-tokens", "510")
     assert "error: --gen-max-new-tokens 510: with its prompt an answer may have 517 tokens" in text, "positions: 512"
 

@@ -4,7 +4,7 @@ import contextlib
 import json
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,6 +32,7 @@ import doctor
 from arguments import parse_train_arguments
 from data_utils.batches import Example, collate
 from data_utils.epoch_plan import EpochPlan
+from data_utils.prompts.chat import SHIPPED
 from models import attention
 from models.files import MODEL, read_shapes
 from models.loading import load_student
@@ -47,6 +48,8 @@ from runtime.deepspeed_settings import DeepSpeedSettings
 from runtime.ranks import Ranks
 from teacher.states import LiveTeacher, dropped_mass
 from tiny import llama
+from training.resume import find_resume
+from training.state import FORMAT, Position
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -223,6 +226,23 @@ def test_another_eos_is_warned_of(tiny, rows, teacher):
     edit_json(teacher / "tokenizer_config.json", eos_token="<pad>")
     wanted = "end with '<eos>' (1) for the student and with '<pad>' (0) for the teacher"
     assert wanted in warnings_of(tiny, rows, teacher=teacher)
+
+
+def test_another_chat_template_is_warned_of(tiny, rows, teacher, tmp_path, root, monkeypatch):
+    monkeypatch.chdir(root)
+    shipped = Path(SHIPPED).read_text()
+    given = ["--prompt-template", SHIPPED]
+    assert f"{teacher} has no chat template" in (said := warnings_of(tiny, rows, *given, teacher=teacher))
+    assert said.endswith(f"first (--criterion cross_entropy), with --prompt-template {SHIPPED}")
+    student = shutil.copytree(tiny / "student", tmp_path / "models/student")
+    (student / "chat_template.jinja").write_text(shipped)
+    said = warnings_of(student.parent, rows, "--prompt-template", "chat", teacher=teacher)
+    assert said.endswith(f"with --prompt-template {SHIPPED} here and there")
+    (teacher / "chat_template.jinja").write_text(shipped.replace("### ", "## "))
+    said = warnings_of(tiny, rows, *given, teacher=teacher)
+    assert "has another chat template" in said and said.endswith(f"as a file: {teacher}/chat_template.jinja")
+    (teacher / "chat_template.jinja").write_text(shipped)
+    assert "chat template" not in warnings_of(tiny, rows, *given, teacher=teacher)
 
 
 def test_another_bos_is_warned_of(tiny, rows, teacher):
@@ -550,7 +570,7 @@ def test_the_doctor_reports_and_writes_nothing(tiny, rows, tmp_path, teacher, ca
     folders = "--save-dir", tmp_path / "run", "--processed-data-dir", tmp_path / "cache"
     assert run_doctor(tiny, rows, *todi(teacher), *lengths, *folders) == 0
     report = capsys.readouterr().out
-    for name in "student teacher tokenizer vocabulary disk train dev steps memory probes".split():
+    for name in "student teacher tokenizer vocabulary disk train dev steps memory resume probes".split():
         assert re.search(f"^  {name} ", report, re.MULTILINE), name
     assert not (tmp_path / "run").exists()
 
@@ -566,6 +586,49 @@ def test_the_doctor_names_all_that_is_wrong(tiny, rows, tmp_path, teacher, capsy
     assert run_doctor(tiny, rows, *wrong, "--model-path", "nowhere/at/all", "--data-dir", "nowhere") == 2
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[1] for line in lines if line.startswith("error: ")] == ["--model-path", "--data-dir"]
+
+
+def of_resume(tiny, rows, folder, *flags) -> tuple[str, str]:
+    """What the doctor says of --save-dir `folder`, and of why training would refuse it."""
+    found = check(config_of(tiny, rows, "--save-dir", str(folder), *flags))
+    with found.report.collect_errors():
+        doctor.describe_resume(found)
+    return "; ".join(text for _, text in found.report.facts), "; ".join(found.report.errors)
+
+
+def test_the_doctor_says_what_becomes_of_what_save_dir_holds(tiny, rows, tmp_path):
+    run = tmp_path / "run"
+    assert of_resume(tiny, rows, run) == ("nothing to resume: starts at the first step", "")
+    assert not run.exists()
+    found = check(config_of(tiny, rows, "--save-dir", str(run)))
+    start = {
+        "format": FORMAT,
+        "folder": "step7",
+        "files": {"rank0.pt": 2},
+        "criterion_counts_steps": False,
+        "position": asdict(Position(epoch=2, step=7)),
+        "best": [[-2.0, "epoch1_step4"]],
+        "settings": find_resume(found.config, found.settings, 1).settings | {"layout": "packed"},
+    }
+    (run / "resume/step7").mkdir(parents=True)
+    (run / "resume/step7/rank0.pt").write_bytes(b"  ")
+    (run / "epoch1_step4").mkdir()
+    (run / "resume/state.json").write_text(json.dumps(start))
+    before = sorted(run.rglob("*"))
+    assert of_resume(tiny, rows, run, "--log-interval", "3") == (
+        f"continues {run} after step 7, --log-interval 10 -> 3",
+        "",
+    )
+    assert "cannot be continued with --lr 0.1" in of_resume(tiny, rows, run, "--lr", "0.1")[1]
+    assert "moves to previous/ first: resume, epoch1_step4" in of_resume(tiny, rows, run, "--resume", "never")[0]
+    (run / "resume/step7/rank0.pt").write_bytes(b"")
+    assert "is damaged (rank0.pt" in of_resume(tiny, rows, run)[1]
+    edit_json(run / "resume/state.json", position=asdict(Position(step=7, finished=True)), folder=None)
+    assert "this run is finished: nothing to do" in of_resume(tiny, rows, run)[0]
+    (run / "resume/state.json").unlink()
+    before.remove(run / "resume/state.json")
+    assert "moves to previous/ first" in of_resume(tiny, rows, run)[0]
+    assert sorted(run.rglob("*")) == before
 
 
 def test_a_skeleton_counts_as_the_model_does(tiny, rows):

@@ -18,7 +18,7 @@ import torch
 from arguments import TrainConfig, parse_train_arguments
 from runtime import locks
 from training import state as state_module
-from training.resume import cut_log, lock_folder, move_aside
+from training.resume import cut_log, lock_folder, move_aside, to_move_aside
 from training.resume_settings import ADDED_FLAGS, LENGTH_FLAGS, MAY_CHANGE, check_layout, check_settings
 from training.state import Position, Resume, RunState, read_state
 
@@ -206,13 +206,14 @@ def test_a_log_loses_the_steps_that_are_taken_again_and_a_torn_line(tmp_path):
 
 
 def test_starting_over_moves_what_a_run_wrote_and_nothing_else(tmp_path):
-    assert move_aside(tmp_path) is None
+    begins = Resume(tmp_path, {"flags": {"resume": "never"}})
+    assert to_move_aside(begins) == []
     wrote = ["epoch1_step2_loss1.0", "eval", "metrics.jsonl", "resume", "train.log"]
     (tmp_path / "notes.txt").touch()
     for attempt in (1, 2):
         for name in wrote:
             (tmp_path / name).mkdir()
-        assert move_aside(tmp_path) == tmp_path / "previous" / str(attempt)
+        assert move_aside(tmp_path, to_move_aside(begins)) == tmp_path / "previous" / str(attempt)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "previous"]
         assert sorted(path.name for path in (tmp_path / f"previous/{attempt}").iterdir()) == wrote
 

@@ -316,6 +316,8 @@ def test_srun_without_slurm_is_refused():
     [
         ({"EPOCHS": 1}, "EPOCHS=1: not a variable of the scripts; did you mean EPOCH?"),
         ({"KD_TEMPERATURE": 3}, "KD_TEMPERATURE=3: not a variable of the scripts; did you mean KD_TEMP?"),
+        ({"TEACHER": "x"}, "TEACHER=x: not a variable of the scripts; did you mean TEACHER_MODEL_PATH?"),
+        ({"MAX_LEN": 512}, "MAX_LEN=512: not a variable of the scripts; did you mean MAX_LENGTH?"),
         ({"GRADIENT_CHECKPOINTING": "yes"}, "GRADIENT_CHECKPOINTING=yes: pass 1 or 0"),
         ({"GPUS": "0,1"}, "GPUS=0,1: pass a whole number"),
         ({"DEVICE": "tpu"}, "DEVICE=tpu: pass cuda or cpu"),
@@ -354,10 +356,10 @@ def test_mistakes_of_an_evaluation():
 
 
 def test_a_variable_of_another_program_is_noted():
-    result = run_script(GPT2_SFT, MODEL_PATH="x", DRY_RUN=1, GPUS=0)
-    assert (
-        result.returncode == 0 and "MODEL_PATH=x is not read by this script; its variable is CKPT_PATH" in result.stderr
-    )
+    result = run_script(GPT2_SFT, MODEL_PATH="x", N_GPUS=2, DRY_RUN=1, GPUS=0)
+    assert result.returncode == 0
+    for name, meant in (("MODEL_PATH=x", "CKPT_PATH"), ("N_GPUS=2", "GPUS")):
+        assert f"{name} is not read by this script; its variable is {meant}" in result.stderr
 
 
 # ---- evaluation ------------------------------------------------------------------------------------------------------

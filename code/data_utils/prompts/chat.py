@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from data_utils.prompts.base import Message, PromptTemplate
 
 PROBE = "answer"  # looked for in what a template writes
+SHIPPED = "configs/chat.jinja"  # a template for any tokenizer
 
 Spans = list[tuple[int, int]]  # first token, and the one after the last
 
@@ -32,8 +33,8 @@ class ChatTemplate(PromptTemplate):
         self.name, self.tokenizer = name, tokenizer
         if not tokenizer.chat_template:
             raise ValueError(
-                f"--prompt-template {name}: the tokenizer of {tokenizer.name_or_path} has no chat template; pass one "
-                "as FILE.jinja, such as the chat_template.jinja of the teacher, or train with alpaca"
+                f"--prompt-template {name}: the tokenizer of {tokenizer.name_or_path} has no chat template; pass "
+                f"{SHIPPED}, or the teacher's chat_template.jinja if it has one, or train with alpaca"
             )
         self.source = tokenizer.get_chat_template()
         question = [{"role": "user", "content": "question"}]
