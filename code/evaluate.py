@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
-from data_utils.prompts import prompt_template
+from data_utils.prompts import PromptTemplate, prompt_template
 from evaluation.defaults import Checkpoint, fill_in, find_checkpoints, tables_folder
 from evaluation.evaluator import Evaluator
 from evaluation.metrics import MAIN_METRIC, Metric, build_metrics, metric_names
@@ -41,10 +42,12 @@ REMEDY = "make room, or pass another folder"
 
 
 class Job(NamedTuple):
-    """A checkpoint to evaluate. args: with no value left open."""
+    """A checkpoint to evaluate. args: with no value left open. template: may have set the tokenizer's EOS."""
 
     checkpoint: Checkpoint
     args: EvaluateArguments
+    tokenizer: PreTrainedTokenizerBase
+    template: PromptTemplate
     data_sets: list[DataSet]
 
 
@@ -74,18 +77,19 @@ def plan(config: EvaluateConfig) -> list[Job]:
     for checkpoint in find_checkpoints(config.checkpoints):
         tokenizer = checkpoint.tokenizer(config.checkpoints)
         args = fill_in(config.evaluate, checkpoint)
-        jobs.append(Job(checkpoint, args, read_sets(args, prompt_template(args.prompt_template, tokenizer))))
+        template = prompt_template(args.prompt_template, tokenizer)
+        jobs.append(Job(checkpoint, args, tokenizer, template, read_sets(args, template)))
     return jobs
 
 
 def evaluate(job: Job, config: EvaluateConfig, metrics: Mapping[str, Metric], device: torch.device) -> dict[str, Cell]:
     """The checkpoint's row of the table, complete on rank 0; its model leaves the memory afterwards."""
-    checkpoint, args, data_sets = job
+    checkpoint, args, tokenizer, template, data_sets = job
     sets = ", ".join(data.name for data in data_sets)
     report(f"{checkpoint.path} on {sets}; results in {args.save_dir}")
     with exit_on(USER_ERROR_CODES):
-        model, tokenizer = checkpoint.load(config.checkpoints)
-    evaluator = Evaluator(checkpoint, model.to(device), tokenizer, args, config.generation, metrics)
+        model = checkpoint.load(config.checkpoints).to(device)
+    evaluator = Evaluator(checkpoint, model, tokenizer, template, args, config.generation, metrics)
     with exit_on({WriteError: NOT_WRITTEN}), naming_save_dir(args.save_dir, REMEDY):
         cells = {data.name: Cell.of(*evaluator.evaluate(data), metrics) for data in data_sets}
         if is_main_process():

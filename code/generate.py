@@ -9,28 +9,24 @@ depend on the number of ranks. The same command resumes what was interrupted. Ex
 message names the flag and the remedy; 74: the folder could not be written.
 """
 
-from arguments import GenerateArguments, GenerateConfig, GenerationArguments, parse_generate_arguments
+from arguments import GenerateArguments, GenerateConfig, parse_generate_arguments
 from flags import answer_early
 
 if __name__ == "__main__":  # before the imports that take seconds
     answer_early(parse_generate_arguments)
 
-import hashlib
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase
 
 from data_utils.prompts import PromptTemplate, prompt_template
 from evaluation.defaults import Checkpoint, fill_in_lengths, find_checkpoints, run_of
 from evaluation.differences import differences
-from evaluation.settings import weights
+from evaluation.settings import answer_settings, limits
 from generation.answered_data import AnsweredData, Split
 from generation.answering import Prompts, answer_all
-from generation.base import decoding
-from generation.building import build_generator, check_generator, draws
+from generation.building import build_generator, check_generator
 from models.folders import locate
 from runtime.exit_codes import USER_ERROR_CODES, exit_on, naming_save_dir, run_entry
 from runtime.log import report
@@ -42,13 +38,12 @@ def main(argv: list[str]) -> None:
     with exit_on(USER_ERROR_CODES):  # what a user can get wrong; a failure later keeps its traceback
         config = parse_generate_arguments(argv)
         check_generator(config.generation)
-        checkpoint, args, template = plan(config)
+        checkpoint, args, tokenizer, template = plan(config)
         splits = [Split.read(args.data_dir, name, template, args.train_num) for name in args.splits]
         device = init_distributed()
-        model, tokenizer = checkpoint.load(config.checkpoints)
-        template = prompt_template(args.prompt_template, tokenizer)  # whose EOS a chat template sets
-        answers = settings(checkpoint, model.to(device), args, config.generation, splits, template)
-        data = AnsweredData(Path(args.save_dir), answers)
+        model = checkpoint.load(config.checkpoints).to(device)
+        settings = answer_settings(model, checkpoint, splits, template, args, config.generation)
+        data = AnsweredData(Path(args.save_dir), settings)
         with all_ranks():
             check_folder(data)
     if config.ignored_flags:
@@ -67,45 +62,20 @@ def main(argv: list[str]) -> None:
                 data.finish(args.data_dir, splits, parts, notes)
 
 
-def plan(config: GenerateConfig) -> tuple[Checkpoint, GenerateArguments, PromptTemplate]:
-    """The model, and the flags with no value left open. Raises ValueError for what would otherwise fail later."""
+def plan(
+    config: GenerateConfig,
+) -> tuple[Checkpoint, GenerateArguments, PreTrainedTokenizerBase, PromptTemplate]:
+    """The model, the flags with no value left open, and the tokenizer, whose EOS the template may have set.
+
+    Raises ValueError for what would otherwise fail later.
+    """
     (checkpoint,) = find_checkpoints(config.checkpoints)
     tokenizer = checkpoint.tokenizer(config.checkpoints)
     args = fill_in_lengths(config.generate, run_of(checkpoint))
     if args.max_length <= args.max_prompt_length:
         raise ValueError(f"--max-length {args.max_length}: pass more than --max-prompt-length {args.max_prompt_length}")
     template = prompt_template(args.prompt_template, tokenizer)
-    return checkpoint, replace(args, data_dir=str(locate(args.data_dir))), template
-
-
-def limits(args: GenerateArguments) -> dict[str, int]:
-    return {
-        "max_new_tokens": args.max_length - args.max_prompt_length,
-        "tokens_per_batch": args.eval_batch_size * args.max_length,
-    }
-
-
-def settings(
-    checkpoint: Checkpoint,
-    model: PreTrainedModel,
-    args: GenerateArguments,
-    generation: GenerationArguments,
-    splits: Sequence[Split],
-    template: PromptTemplate,
-) -> dict[str, Any]:
-    """All that decides the answers, as JSON has it."""
-    files = "".join(split.source.digest() for split in splits)
-    kept = ("splits", "train_num", "seed", "prompts_per_save", "max_length", "max_prompt_length")
-    return {
-        "weights": weights(checkpoint, model),
-        "data_dir": hashlib.sha256(files.encode()).hexdigest(),
-        **{name: getattr(args, name) for name in kept},
-        "prompt_template": template.identity,
-        "decoding": decoding(generation, limits(args)["max_new_tokens"]),
-        "draws": draws(model, generation, limits(args)["tokens_per_batch"]),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "attn_implementation": model.config._attn_implementation,
-    }
+    return checkpoint, replace(args, data_dir=str(locate(args.data_dir))), tokenizer, template
 
 
 def check_folder(data: AnsweredData) -> None:

@@ -29,6 +29,7 @@ from data_utils.sources import find_source
 from models.cutting import even_layers, keep_heads, keep_layers, keep_neurons, layer_list, least_effect_layers
 from models.folders import find_checkpoint
 from models.loading import load_checkpoint
+from models.packing import response_logits
 from runtime.atomic import new_folder, write_text
 from runtime.exit_codes import USER_ERROR_CODES, exit_on, naming_save_dir, run_entry
 from runtime.log import logger
@@ -97,9 +98,7 @@ def mean_nll(model: PreTrainedModel, batches: Sequence[Batch]) -> float:
     """Of the responses, in nats per token."""
     total = 0.0
     for batch in batches:
-        output = model(input_ids=batch.input_ids_RT, attention_mask=batch.attention_mask_RT, use_cache=False)
-        logits_NV = output.logits.flatten(0, 1)[batch.response_positions].float()
-        total += F.cross_entropy(logits_NV, batch.labels_N, reduction="sum").item()
+        total += F.cross_entropy(response_logits(model, batch), batch.labels_N, reduction="sum").item()
     return total / sum(len(batch.labels_N) for batch in batches)
 
 

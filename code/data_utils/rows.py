@@ -10,22 +10,16 @@ In: JSON text, its place and the prompt template. The form is recognised by the 
 Out: `Row`; or a ValueError that names place and remedy.
 """
 
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from data_utils.fields import CHATS, ROLES, chat_of, fields_of
 from data_utils.prompts import Message, PromptTemplate
 from data_utils.prompts.chat import SHIPPED
 from data_utils.sources import Source, as_source
 
-# Rows of Dolly as published (instruction, context, response) and of TRL (prompt, completion).
-OTHER_NAMES = (("input", "context"), ("output", "response"), ("output", "completion"))
-CHATS = ("messages", "conversations")
 FORMS = ("instruction, input, output", "prompt, output", *CHATS)
-ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant"} | {
-    role: role for role in ("system", "developer", "user", "assistant", "tool")
-}
 
 
 @dataclass(frozen=True)
@@ -59,14 +53,13 @@ def read_rows(
 
 def parse(text: str, place: str, template: PromptTemplate, empty_references: bool = False) -> Row:
     """The row that `text` holds. Raises ValueError."""
-    fields = _fields(text, place)
+    fields = fields_of(text, place)
     row = _row(fields, place, template, empty_references)
     return replace(row, cut=True) if fields.get("cut") is True else row
 
 
 def _row(row: dict[str, Any], place: str, template: PromptTemplate, empty_references: bool) -> Row:
-    chat = next((name for name in CHATS if row.get(name) and not _has_answer(row)), None)
-    if chat is not None:
+    if (chat := chat_of(row)) is not None:
         return _chat_row(row, chat, place, template, empty_references)
     for name in ("instruction", "input", "prompt"):
         if not isinstance(row.get(name), str | None):
@@ -85,24 +78,6 @@ def _row(row: dict[str, Any], place: str, template: PromptTemplate, empty_refere
     question = f"{instruction}\n\n{input_text}" if input_text else instruction
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": responses[0]}]
     return Row(_rendered(messages[:-1], place, template), responses, place, tuple(messages))
-
-
-def _fields(text: str, place: str) -> dict[str, Any]:
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError) as error:  # bad syntax, a number of too many digits, too many brackets
-        raise ValueError(f"{place}: not JSON ({error}); write one JSON object per line") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"{place}: {type(row).__name__}, not an object; write {{'instruction': ..., 'output': ...}}")
-    for name, other in OTHER_NAMES:
-        if name not in row and other in row:
-            row[name] = row[other]
-    return row
-
-
-def _has_answer(row: dict[str, Any]) -> bool:
-    """Whether the row is a prompt and its output, whatever else it has."""
-    return "output" in row and bool(row.get("prompt") or row.get("instruction"))
 
 
 def _responses(output: object, place: str, may_be_empty: bool) -> tuple[str, ...]:

@@ -23,10 +23,12 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from arguments import DataArguments
+from data_utils.fields import prompt_key
 from data_utils.manifest import sha256
 
 DEV_NAMES = ("dev", "validation")  # the hub's sets say validation
 HELD_OUT_SHARE, MOST_HELD_OUT = 0.05, 1000  # rows for dev where a set has none
+HELD_OUT_BY = "prompt"  # part of the digest: other rows would be held out by another rule
 ROWS_AT_ONCE = 1000  # of a parquet file
 RawRow = tuple[str, str]  # place (FILE:LINE, or FILE, row NUMBER), JSON text
 
@@ -76,7 +78,8 @@ class Source:
             digests = [_file_digest(path, path.stat().st_size, path.stat().st_mtime_ns) for path in self.files]
         if len(digests) == 1 and self.part is None:
             return digests[0]
-        return hashlib.sha256(repr((digests, self.part, HELD_OUT_SHARE, MOST_HELD_OUT)).encode()).hexdigest()
+        split = (self.part, HELD_OUT_BY, HELD_OUT_SHARE, MOST_HELD_OUT)
+        return hashlib.sha256(repr((digests, *split)).encode()).hexdigest()
 
     def _all(self) -> Iterator[RawRow]:
         if self.hub is not None:
@@ -86,15 +89,15 @@ class Source:
             yield from READERS[path.suffix](path)
 
     def _of_part(self) -> Iterator[RawRow]:
-        """Rows whose hash is among the smallest are held out: equal rows are on one side, on every machine."""
-        threshold = _threshold(np.fromiter((_hash(text) for _, text in self._all()), dtype=np.uint64))
+        """Prompts whose hash is among the smallest are held out: all rows of one are on one side, on every machine."""
+        held_out = _held_out(np.fromiter((_hash(prompt_key(text)) for _, text in self._all()), dtype=np.uint64))
         for place, text in self._all():
-            if (_hash(text) <= threshold) == (self.part == "dev"):
+            if (_hash(prompt_key(text)) in held_out) == (self.part == "dev"):
                 yield place, text
 
 
 def training_sources(args: DataArguments) -> tuple[Source, Source | None]:
-    """train and dev of --data-dir. Without a dev file, rows of train are held out; None for fewer than two rows.
+    """train and dev of --data-dir. Without a dev file, prompts of train are held out; None for fewer than two of them.
 
     Raises FileNotFoundError, or ValueError if the first rows cannot be read.
     """
@@ -103,7 +106,7 @@ def training_sources(args: DataArguments) -> tuple[Source, Source | None]:
         return train, Source(files)
     distinct: set[str] = set()
     for _, text in train.rows():
-        distinct.add(text)
+        distinct.add(prompt_key(text))
         if len(distinct) == 2:
             return replace(train, part="train"), replace(train, part="dev")
     return train, None
@@ -252,8 +255,13 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
 
-def _threshold(hashes: np.ndarray) -> int:
-    """The largest hash that is held out; equal rows count as often as they are there, and one kind stays in train."""
-    kinds, counts = np.unique(hashes, return_counts=True)
+def _held_out(hashes: np.ndarray) -> set[int]:
+    """The smallest hashes, until they have the rows that are wanted; one prompt stays in train.
+
+    A prompt with more rows than that is left in train, where one with fewer can be held out.
+    """
+    prompts, counts = np.unique(hashes, return_counts=True)
     wanted = min(MOST_HELD_OUT, max(1, int(HELD_OUT_SHARE * len(hashes))))
-    return int(kinds[min(np.searchsorted(counts.cumsum(), wanted), max(0, len(kinds) - 2))])
+    few = counts <= max(wanted, counts.min(initial=len(hashes)))
+    taken = min(int(np.searchsorted(counts[few].cumsum(), wanted)) + 1, len(prompts) - 1)
+    return set(prompts[few][: max(0, taken)].tolist())

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from arguments import CheckpointArguments, EvaluateArguments, GenerateArguments
 from data_utils.prompts import recorded_template
 from models.folders import find_checkpoint, locate, run_arguments
-from models.loading import load_checkpoint, load_checkpoint_tokenizer
+from models.loading import load_checkpoint_model, load_checkpoint_tokenizer
 
 T = TypeVar("T", EvaluateArguments, GenerateArguments)
 
@@ -42,9 +42,9 @@ class Checkpoint:
             revision=args.model_revision,
         )
 
-    def load(self, args: CheckpointArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    def load(self, args: CheckpointArguments) -> PreTrainedModel:
         """Raises ValueError, OSError."""
-        return load_checkpoint(
+        return load_checkpoint_model(
             self.model_path,
             self.peft_path,
             dtype="auto" if args.dtype == "auto" else getattr(torch, args.dtype),

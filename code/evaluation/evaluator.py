@@ -6,19 +6,18 @@ Each seed is written as soon as it is answered and scored: the same command resu
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from arguments import EvaluateArguments, GenerationArguments
-from data_utils.prompts import PromptTemplate, prompt_template
+from data_utils.prompts import PromptTemplate
 from evaluation.defaults import Checkpoint
 from evaluation.metrics import Metric
 from evaluation.results import Results
 from evaluation.scoring import EvaluationSet, score, warnings
 from evaluation.sets import DataSet
-from evaluation.settings import evaluation_settings
+from evaluation.settings import evaluation_settings, limits
 from generation.building import build_generator
 from runtime.log import report
 from runtime.ranks import from_main_process, is_main_process
@@ -31,13 +30,10 @@ class Evaluator:
     checkpoint: Checkpoint
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    template: PromptTemplate
     args: EvaluateArguments
     generation: GenerationArguments
     metrics: Mapping[str, Metric]
-
-    @cached_property
-    def template(self) -> PromptTemplate:
-        return prompt_template(self.args.prompt_template, self.tokenizer)
 
     def evaluate(self, data: DataSet) -> tuple[Results, dict[int, dict]]:
         """The results and, on rank 0, which writes them, metrics.json by seed. Collective. Raises WriteError."""
@@ -89,8 +85,7 @@ class Evaluator:
                 self.model,
                 self.tokenizer,
                 self.generation,
-                max_new_tokens=args.max_length - args.max_prompt_length,
-                tokens_per_batch=args.eval_batch_size * args.max_length,
+                **limits(args),
                 description=f"{data.name}, seed {seed}",
             )
             started = time.perf_counter()

@@ -1,19 +1,23 @@
-"""The settings of an evaluation: all that decides its answers and scores except the seed.
+"""The settings of an evaluation, all that decides its answers and scores except the seed; and of a teacher's answers.
 
-In: the flags, the loaded model and the rows. Out: a dictionary whose hash names the folder of the results, so that any
-change (of rows, decoding, lengths, dtype, weights, ...) leads to another folder.
+In: the flags, the loaded model and the rows. Out: a dictionary of JSON values. The hash of an evaluation's names the
+folder of its results, so that any change (of rows, decoding, lengths, dtype, weights, ...) leads to another folder; the
+folder of a teacher's answers keeps its settings, and takes no others.
 """
 
 import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
-from arguments import EvaluateArguments, GenerationArguments
+from arguments import EvaluateArguments, GenerateArguments, GenerationArguments
+from data_utils.prompts import PromptTemplate
 from data_utils.rows import Row
 from evaluation.defaults import Checkpoint
+from generation.answered_data import Split
 from generation.base import decoding
 from generation.building import draws
 from models.files import digest
@@ -43,11 +47,47 @@ def evaluation_settings(
         "prompt_template": f"{args.prompt_template}, or the row's own prompt",
         "max_length": args.max_length,
         "max_prompt_length": args.max_prompt_length,
-        "decoding": decoding(generation, args.max_length - args.max_prompt_length),
-        "draws": draws(model, generation, args.eval_batch_size * args.max_length),
+        **_of_answers(model, args, generation),
+        "rouge_tokenizer": generation.rouge_tokenizer,
+    }
+
+
+def answer_settings(
+    model: PreTrainedModel,
+    checkpoint: Checkpoint,
+    splits: Sequence[Split],
+    template: PromptTemplate,
+    args: GenerateArguments,
+    generation: GenerationArguments,
+) -> dict[str, Any]:
+    """All that decides the answers of code/generate.py, seeds included."""
+    files = "".join(split.source.digest() for split in splits)
+    kept = ("splits", "train_num", "seed", "prompts_per_save", "max_length", "max_prompt_length")
+    return {
+        "weights": weights(checkpoint, model),
+        "data_dir": hashlib.sha256(files.encode()).hexdigest(),
+        **{name: getattr(args, name) for name in kept},
+        "prompt_template": template.identity,
+        **_of_answers(model, args, generation),
+    }
+
+
+def limits(args: EvaluateArguments | GenerateArguments) -> dict[str, int]:
+    """As `build_generator` takes them. args: with no length left open."""
+    return {
+        "max_new_tokens": args.max_length - args.max_prompt_length,
+        "tokens_per_batch": args.eval_batch_size * args.max_length,
+    }
+
+
+def _of_answers(
+    model: PreTrainedModel, args: EvaluateArguments | GenerateArguments, generation: GenerationArguments
+) -> dict[str, Any]:
+    return {
+        "decoding": decoding(generation, limits(args)["max_new_tokens"]),
+        "draws": draws(model, generation, limits(args)["tokens_per_batch"]),
         "dtype": str(model.dtype).removeprefix("torch."),
         "attn_implementation": model.config._attn_implementation,
-        "rouge_tokenizer": generation.rouge_tokenizer,
     }
 
 

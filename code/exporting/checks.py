@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from models.loading import load_checkpoint, load_trained
+from models.loading import load_checkpoint_model, load_trained
 
 TOLERANCE = 1e-5
 PROBES, LENGTH = 2, 64  # rows of random ids, and their length
@@ -30,7 +30,9 @@ def merged_model(base: str, peft: str | None, revision: str | None, trust_remote
     trained = load_trained(base, peft, revision, torch.float32, trust_remote_code)
     expected = probe_logits(trained)
     del trained  # one model at a time
-    model, _ = load_checkpoint(base, peft, dtype=torch.float32, trust_remote_code=trust_remote_code, revision=revision)
+    model = load_checkpoint_model(
+        base, peft, dtype=torch.float32, trust_remote_code=trust_remote_code, revision=revision
+    )
     off = _check(probe_logits(model), expected, "merging the adapter changes the logits")
     if peft is not None:
         print(f"merged in fp32: logits off by {off:.1e}")

@@ -16,9 +16,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from data_utils.fields import CHATS, OTHER_NAMES, ROLES
 from data_utils.manifest import MANIFEST, read_manifest, sha256
 from data_utils.prompts import PromptTemplate
-from data_utils.rows import CHATS, FORMS, OTHER_NAMES, ROLES, Row, parse
+from data_utils.rows import FORMS, Row, parse
 from data_utils.sources import DEV_NAMES, Source, find_source
 from runtime.atomic import remove, remove_unfinished, write_text
 from runtime.locks import Held, lock

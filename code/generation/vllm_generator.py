@@ -6,6 +6,7 @@ stub of vLLM's interface (`LLM`, `SamplingParams`, version 0.11) only.
 """
 
 import copy
+import gc
 import importlib.util
 import tempfile
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from runtime.ranks import Ranks
 
 SHARE_OF_FREE_MEMORY, SHARE_BESIDE_TRAINING = 0.9, 0.3
 
-_engines: WeakKeyDictionary = WeakKeyDictionary()  # by model: the engine and the longest prompt with answer
+_engines: WeakKeyDictionary = WeakKeyDictionary()  # by model: the engine, its longest prompt with answer, its share
 
 
 def check_vllm(flag: str = "--generator") -> None:
@@ -78,19 +79,23 @@ class VllmGenerator:
 
 
 def engine_of(model: PreTrainedModel, longest: int, share: float = SHARE_OF_FREE_MEMORY) -> object:
-    """The engine with the weights of `model`, made at its first use.
+    """The engine with the weights of `model`, made at its first use, and again when an answer needs more room.
 
     longest: tokens of prompt and answer. share: of the free memory, that it takes.
     """
     from vllm import LLM
 
-    engine, room = _engines.get(model, (None, 0))
+    engine, room, share = _engines.get(model, (None, 0, share))
     if longest <= room:
         return engine
+    del engine  # before the next one is made: there is no room for two
+    _engines.pop(model, None)
+    gc.collect()
     memory = {}
-    if model.device.type == "cuda":  # vLLM counts what this process holds, too
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(model.device)
-        memory["gpu_memory_utilization"] = share * free / total
+        memory["gpu_memory_utilization"] = share * free / total  # vLLM counts what this process holds, too
     with tempfile.TemporaryDirectory() as folder:
         _merged(model).save_pretrained(folder)
         engine = LLM(
@@ -101,16 +106,19 @@ def engine_of(model: PreTrainedModel, longest: int, share: float = SHARE_OF_FREE
             generation_config="vllm",  # nothing from the model's own defaults
             **memory,
         )
-    _engines[model] = (engine, longest)
+    _engines[model] = (engine, longest, share)
     return engine
 
 
 def refresh(model: PreTrainedModel | PeftModel, longest: int) -> None:
-    """An engine with the weights of a model in training as they are now. longest: as for `engine_of`."""
+    """An engine with the weights of a model in training as they are now.
+
+    longest: of all prompts and answers that training samples, so that one engine is enough.
+    """
     if model not in _engines:
         engine_of(model, longest, SHARE_BESIDE_TRAINING)
         return
-    engine, _ = _engines[model]
+    engine = engine_of(model, longest)
     weights = list(_merged(model).state_dict().items())
     engine.apply_model(lambda loaded: loaded.load_weights(weights))
     engine.reset_prefix_cache()

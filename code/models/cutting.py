@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from data_utils.batches import Batch
+from models.packing import forward
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 FFN = ("gate_proj", "up_proj", "down_proj")
@@ -167,7 +168,7 @@ def _activation_squares(model: PreTrainedModel, readers: Sequence[nn.Linear], ba
             hooks.callback(reader.register_forward_pre_hook(add(i)).remove)
         for batch in batches:
             mask_RT = batch.attention_mask_RT
-            model(input_ids=batch.input_ids_RT, attention_mask=mask_RT, logits_to_keep=1, use_cache=False)
+            forward(model, batch, logits_to_keep=1)
     return sums
 
 

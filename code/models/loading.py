@@ -117,6 +117,14 @@ def load_teacher(
 
 
 def load_checkpoint(
+    path: str, *, trust_remote_code: bool = False, revision: str | None = None, **options
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """`load_checkpoint_model`, which takes the options, and the tokenizer."""
+    shared = {"trust_remote_code": trust_remote_code, "revision": revision}
+    return load_checkpoint_model(path, **shared, **options), load_checkpoint_tokenizer(path, **shared)
+
+
+def load_checkpoint_model(
     path: str,
     peft_path: str | None = None,
     *,
@@ -124,19 +132,18 @@ def load_checkpoint(
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model to evaluate, any adapter merged, and its tokenizer.
+) -> PreTrainedModel:
+    """A model to evaluate, any adapter merged.
 
     path: a full checkpoint, to which `peft_path` adds an adapter; or an adapter alone, whose config names its base.
     """
     path, peft_path, revision = check_checkpoint(path, peft_path, revision)
-    tokenizer = load_checkpoint_tokenizer(path, peft_path, trust_remote_code=trust_remote_code, revision=revision)
     model = _load(
         path, dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code, revision=revision
     )
     if peft_path is not None:
         model = merge_adapter(model, peft_path)
-    return model.eval(), tokenizer
+    return model.eval()
 
 
 def load_checkpoint_tokenizer(

@@ -1,6 +1,7 @@
 """Calls a model on a batch, and tells Transformers where packed examples begin.
 
-In: a Transformers (or PEFT) model and a `Batch`. Out: the model's output.
+In: a Transformers (or PEFT) model and a `Batch`. Out: the model's output, or its logits where the loss is.
+Shapes: N response positions, V vocabulary.
 
 Without this, Transformers would look for packed examples in `position_ids`: once per mask and, with flash attention,
 once per layer. Each time the host would wait for the device, although the batch has the answer on the host.
@@ -37,6 +38,12 @@ def forward(model: nn.Module, batch: Batch, **arguments: object) -> object:
             inputs |= {"max_length_q": batch.longest, "max_length_k": batch.longest}
     with _known(batch.shares_rows):
         return model(**inputs, **arguments)
+
+
+def response_logits(model: nn.Module, batch: Batch) -> Tensor:
+    """logits_NV of the model itself at the response positions, in fp32."""
+    batch = batch.to(model.device)
+    return forward(model, batch).logits.flatten(0, 1)[batch.response_positions].float()
 
 
 def unwrap_peft(model: nn.Module) -> PreTrainedModel:

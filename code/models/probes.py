@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from data_utils.batches import Batch, Example, Layout, collate
 from models.cpu import BY_EXAMPLE, SDPA, can_attend_by_example
 from models.heads import ModelLogits, SplitModel, find_head
-from models.packing import forward, unwrap_peft
+from models.packing import response_logits, unwrap_peft
 from models.sharding import whole
 
 # Root mean square difference of logits, in units of their spread, that rounding explains. HEAD: both heads get the same
@@ -48,7 +48,7 @@ def head_is_exact(model: SplitModel) -> bool:
     """Whether the head gives the model's own logits."""
     with _evaluating(model.model):
         batch = collate(_examples(model.model), 0, max_length=1, layout="padded").to(model.model.device)
-        own_NV = _own_logits(model.model, batch)
+        own_NV = response_logits(model.model, batch)
         states_ND = model.states(batch)
         with whole(model.head.parameters()):
             split_NV = model.head.finish(model.head.project(states_ND))
@@ -86,10 +86,10 @@ def packing_is_exact(model: PreTrainedModel, layout: Layout = "packed") -> bool:
     examples = _examples(model, rows)
     with _evaluating(model):
         try:
-            packed_NV = _own_logits(model, _packed(examples, rows))
+            packed_NV = response_logits(model, _packed(examples, rows))
         except TypeError:  # a forward without `position_ids`
             return False
-        alone_NV = torch.cat([_own_logits(model, collate([e], 0, 1, "padded")) for e in examples])
+        alone_NV = torch.cat([response_logits(model, collate([e], 0, 1, "padded")) for e in examples])
         distance = _worst(_distance(packed_NV, alone_NV), model.device)
         return distance <= PACKING_TOLERANCE[model.dtype] and not _leaks(model, examples, rows)
 
@@ -111,10 +111,10 @@ def _influence(model: PreTrainedModel, examples: list[Example], batch_of: Callab
     """The largest change of an example's logits, in units of their spread, when all other examples get other ids."""
     counts = [len(example.response_ids) for example in examples]
     others = _examples(model, len(examples) // 2, seed=1)
-    before = _own_logits(model, batch_of(examples)).split(counts)
+    before = response_logits(model, batch_of(examples)).split(counts)
     changes = []
     for i, example in enumerate(examples):
-        after = _own_logits(model, batch_of([*others[:i], example, *others[i + 1 :]])).split(counts)
+        after = response_logits(model, batch_of([*others[:i], example, *others[i + 1 :]])).split(counts)
         changes.append(_distance(after[i], before[i]))
     return _worst(torch.tensor(changes).max().item(), model.device)
 
@@ -133,13 +133,6 @@ def _packed(examples: list[Example], rows: int) -> Batch:
     return replace(
         row, input_ids_RT=row.input_ids_RT.reshape(shape), position_ids_RT=row.position_ids_RT.reshape(shape)
     )
-
-
-def _own_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """logits_NV of the model itself at the response positions."""
-    batch = batch.to(model.device)
-    logits_RTV = forward(model, batch).logits
-    return logits_RTV.flatten(0, 1)[batch.response_positions].float()
 
 
 def _worst(value: float, device: torch.device) -> float:

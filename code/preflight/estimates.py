@@ -45,7 +45,7 @@ def describe_data(
     if dev is None:
         report.warn(f"no dev.jsonl in --data-dir {args.data_dir}: the latest checkpoint is kept, not the best")
     elif (part := training_sources(args)[1]) is not None and part.part == "dev":
-        report.fact("data", f"no dev file: {len(dev):,} rows of {part.name} are held out as dev, by a hash of each row")
+        report.fact("data", f"no dev file: {len(dev):,} rows of {part.name} are held out as dev, by their prompts")
     for name, data in (("train", train), ("dev", dev)):
         if data is None:
             continue

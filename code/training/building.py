@@ -157,9 +157,8 @@ def _row_source(
     if not args.enabled:
         return DataRows(train)
     partitioned = engine.zero_optimization_stage() == 3
-    sampler = StudentSampler(
-        student, tokenizer, args, config.train.seed, config.data.max_length, engine.device, partitioned
-    )
+    lengths = config.data.max_prompt_length, config.data.max_length
+    sampler = StudentSampler(student, tokenizer, args, config.train.seed, *lengths, engine.device, partitioned)
     logger.info(
         "rows %s: sampled ones train KD alone, times --kd-rate %g; CE needs data", args.schedule, config.kd.kd_rate
     )

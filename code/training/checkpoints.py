@@ -10,14 +10,13 @@ from pathlib import Path
 import deepspeed
 from peft import PeftModel
 from torch import Tensor, nn
-from torch import distributed as dist
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data_utils.prompts import PromptTemplate, record_template
 from models.card import CARD, model_card
 from models.folders import run_arguments
 from runtime.atomic import new_folder, remove
-from runtime.ranks import is_main_process
+from runtime.ranks import all_ranks, is_main_process
 
 
 def save_checkpoint(
@@ -26,27 +25,36 @@ def save_checkpoint(
     folder: Path,
     template: PromptTemplate | None = None,
 ) -> None:
-    """Writes the student. Every rank calls it (ZeRO-3 gathers the weights); rank 0 writes.
+    """Writes the student. Every rank calls it (ZeRO-3 gathers the weights); rank 0 writes. Raises WriteError on all.
 
     template: recorded in the folder, so that an evaluation asks as training did.
     """
     state = gathered_state_dict(model)
-    if is_main_process():
-        options = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
-        if isinstance(model, PeftModel):
-            name_base(model)
-        elif template is not None and template.takes_chats:
-            stop_at(model, tokenizer.eos_token_id)
-        with new_folder(folder) as part:
-            model.save_pretrained(part, state_dict=state, **options)
-            tokenizer.save_pretrained(part)
-            if template is not None:
-                record_template(template, part)
-            adapter = isinstance(model, PeftModel)
-            run = run_arguments(str(part))
-            card = model_card(folder.name, run, base=model.name_or_path, adapter=adapter, template=template)
-            (part / CARD).write_text(card, encoding="utf-8")  # in place of the one that PEFT writes
-    dist.barrier()
+    with all_ranks():
+        if is_main_process():
+            _write(model, state, tokenizer, folder, template)
+
+
+def _write(
+    model: PreTrainedModel | PeftModel,
+    state: dict[str, Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    template: PromptTemplate | None,
+) -> None:
+    adapter = isinstance(model, PeftModel)
+    if adapter:
+        name_base(model)
+    elif template is not None and template.takes_chats:
+        stop_at(model, tokenizer.eos_token_id)
+    with new_folder(folder) as part:
+        model.save_pretrained(part, state_dict=state, **({"save_embedding_layers": False} if adapter else {}))
+        tokenizer.save_pretrained(part)
+        if template is not None:
+            record_template(template, part)
+        run = run_arguments(str(part))
+        card = model_card(folder.name, run, base=model.name_or_path, adapter=adapter, template=template)
+        (part / CARD).write_text(card, encoding="utf-8")  # in place of the one that PEFT writes
 
 
 def stop_at(model: PreTrainedModel, eos_id: int) -> None:

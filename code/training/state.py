@@ -23,7 +23,7 @@ from torch import distributed as dist
 
 from runtime.atomic import as_write_error, flush, put_in_place, remove, remove_unfinished, sync, unfinished, write_text
 from runtime.random_state import random_state, set_random_state
-from runtime.ranks import is_first_of_node, is_main_process, rank
+from runtime.ranks import all_ranks, is_first_of_node, is_main_process, rank
 
 FORMAT = 2
 COMMON = "common.pt"
@@ -185,18 +185,21 @@ class RunState:
 
     def _commit(self, name: str | None) -> None:
         self.saved = name
-        if is_main_process():
-            state = {
-                "format": FORMAT,
-                "folder": name,
-                **{name: owner.state_dict() for name, owner in self.shared.items()},
-                "criterion_counts_steps": bool(self.per_rank["criterion"].state_dict()),
-                "settings": self.resume.settings,
-                "files": file_sizes(self.resume.folder / name) if name else {},
-            }
-            write_text(self.resume.folder / "state.json", json.dumps(state, indent=2) + "\n")
-            remove_leftovers(self.resume.folder, name)
-        dist.barrier()
+        with all_ranks():
+            if is_main_process():
+                self._point_to(name)
+
+    def _point_to(self, name: str | None) -> None:
+        state = {
+            "format": FORMAT,
+            "folder": name,
+            **{name: owner.state_dict() for name, owner in self.shared.items()},
+            "criterion_counts_steps": bool(self.per_rank["criterion"].state_dict()),
+            "settings": self.resume.settings,
+            "files": file_sizes(self.resume.folder / name) if name else {},
+        }
+        write_text(self.resume.folder / "state.json", json.dumps(state, indent=2) + "\n")
+        remove_leftovers(self.resume.folder, name)
 
     @property
     def _frozen_weights(self) -> bool:

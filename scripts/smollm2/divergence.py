@@ -19,6 +19,7 @@ from data_utils.batches import batches_by_length, collate
 from data_utils.dataset import load_instruction_data
 from models.folders import find_checkpoint
 from models.loading import load_checkpoint
+from models.packing import response_logits
 
 TOKENS_PER_BATCH = 2048
 
@@ -32,12 +33,7 @@ def mean_divergences(student_path: str, teacher_path: str, data_dir: str) -> dic
     totals, count = dict.fromkeys(objectives, 0.0), 0
     for indices in batches_by_length(dev.lengths, TOKENS_PER_BATCH):
         batch = collate([dev[i] for i in indices], tokenizer.pad_token_id, 512, "padded")
-        student_NV, teacher_NV = (
-            model(input_ids=batch.input_ids_RT, attention_mask=batch.attention_mask_RT, use_cache=False)
-            .logits.flatten(0, 1)[batch.response_positions]
-            .float()
-            for model in (student, teacher)
-        )
+        student_NV, teacher_NV = (response_logits(model, batch) for model in (student, teacher))
         for name, objective in objectives.items():
             totals[name] += objective.token_loss(student_NV, teacher_NV).sum().item()
         count += len(batch.labels_N)

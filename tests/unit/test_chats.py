@@ -6,6 +6,7 @@ One tiny tokenizer per kind of model (Llama-2, Llama-3, Mistral, Gemma, Qwen), w
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -480,6 +481,40 @@ def test_a_file_that_is_no_template_is_refused(tmp_path, text, said):
     with pytest.raises(ValueError, match=rf"^--prompt-template {path}: ") as error:
         prompt_template(str(path), make_tokenizer())
     assert said in str(error.value)
+
+
+LLAMA_DATE = (  # as in Llama 3.2
+    "{%- if not date_string is defined %}{%- if strftime_now is defined %}"
+    '{%- set date_string = strftime_now("%d %b %Y") %}{%- else %}{%- set date_string = "26 Jul 2024" %}{%- endif %}'
+    "{%- endif %}{{ 'Today Date: ' + date_string + '\\n' }}"
+)
+ISO_DATE = "{% set today = strftime_now( '%Y-%m-%d' ) %}{{ today }}"  # as in Mistral Small
+
+
+@pytest.mark.parametrize(("writes", "date"), [(LLAMA_DATE, "Today Date: 26 Jul 2024\n"), (ISO_DATE, "2024-07-26")])
+def test_a_template_that_writes_the_date_writes_the_same_one_every_day(writes, date, tmp_path, args):
+    tokenizer = KINDS["llama-3"].tokenizer()
+    plain = example_of(tokenizer, chat("Say red.", "red"))
+    theirs = tokenizer.chat_template = writes + tokenizer.chat_template
+    assert str(datetime.now().year) in tokenizer.apply_chat_template(chat("Say red."), tokenize=False)
+    example = example_of(tokenizer, chat("Say red.", "red"))
+    assert whole(example) == [*tokenizer(date, add_special_tokens=False)["input_ids"], *whole(plain)]
+    template = prompt_template("chat", tokenizer)
+    assert template.text(chat("Say red."), ask=True).startswith(date)
+    assert tokenizer.chat_template == template.source == theirs, "a checkpoint keeps the model's own template"
+    (tmp_path / "mine.jinja").write_text(theirs)
+    from_file = prompt_template(str(tmp_path / "mine.jinja"), KINDS["llama-3"].tokenizer())
+    assert from_file.text(chat("Say red.")).startswith(date) and from_file.identity == template.identity
+
+
+@pytest.mark.parametrize(
+    "use", ["{% set f = '%Y' %}{{ strftime_now(f) }}", "{% set now = strftime_now %}{{ now('%d') }}"]
+)
+def test_a_date_that_cannot_be_fixed_is_refused(use):
+    tokenizer = KINDS["llama-3"].tokenizer()
+    tokenizer.chat_template = use + tokenizer.chat_template
+    with pytest.raises(ValueError, match=r"chat: the template writes today's date, .* fixed date in place of strftime"):
+        prompt_template("chat", tokenizer)
 
 
 def test_a_tokenizer_without_a_chat_template_is_answered_with_what_to_do():

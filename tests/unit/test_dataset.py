@@ -293,12 +293,52 @@ def test_without_a_dev_file_rows_are_held_out_by_their_content(tmp_path, tokeniz
     assert train.digest() != dev.digest() != sources.as_source(path).digest()
 
 
+def chats_of(question: str, count: int) -> list[dict]:
+    """Chats that begin with one question, in both forms, and go on otherwise."""
+    names = (("messages", "role", "content", "user"), ("conversations", "from", "value", "human"))
+    for number in range(count):
+        chat, role, content, user = names[number % 2]
+        turns = ((user, question), ("assistant", f"Once {number}."), (user, "Again"), ("assistant", "Twice."))
+        yield {chat: [{role: who, content: text, "id": number} for who, text in turns]}
+
+
+MANY_ANSWERS = {
+    "instruction": lambda i: ({"instruction": f"Add {i}.", "output": f"It is {j}."} for j in range(3)),
+    "another name": lambda i: (
+        {"instruction": f"Add {i}.", **more, "output": "One."} for more in ({}, {"input": ""}, {"context": None})
+    ),
+    "prompt": lambda i: ({"prompt": f"Add {i}.", "instruction": f"{j}", "completion": "One."} for j in range(3)),
+    "chat": lambda i: chats_of(f"Add {i}.", 3),
+}
+
+
+@pytest.mark.parametrize("rows_of", MANY_ANSWERS.values(), ids=MANY_ANSWERS)
+def test_rows_of_one_prompt_are_on_one_side(tmp_path, args, rows_of):
+    write(tmp_path / "train.jsonl", *(row for i in range(100) for row in rows_of(i)))
+    train, dev = ([text for _, text in source.rows()] for source in training_sources(args))
+    assert len(train) + len(dev) == 300 and len(dev) in (15, 16, 17)
+    questions = [{re.search(r"Add \d+", text)[0] for text in part} for part in (train, dev)]
+    assert not questions[0] & questions[1]
+
+
+def test_a_prompt_of_most_rows_stays_in_train(tmp_path, args):
+    """Held out, it would leave little to train on; without any other, the one with fewer rows is dev."""
+    for number in range(30):  # in some of them the large prompt has one of the smallest hashes
+        rows = [{**GOOD, "input": f"{number}"}] * 100 + [{**GOOD, "input": f"{number}-{i}"} for i in range(20)]
+        write(tmp_path / "train.jsonl", *rows)
+        train, dev = training_sources(args)
+        assert len(list(dev.rows())) == 6 and len(list(train.rows())) == 114
+    write(tmp_path / "train.jsonl", *[GOOD] * 30, *[{**GOOD, "input": "x"}] * 20)
+    train, dev = training_sources(args)
+    assert len(list(dev.rows())) == 20 and len(list(train.rows())) == 30
+
+
 def parts_of(path: Path) -> list[str]:
     return path.read_text().splitlines()
 
 
-def test_one_row_is_too_few_to_hold_some_out(tmp_path, args):
-    write(tmp_path / "train.jsonl", GOOD, GOOD)
+def test_one_prompt_is_too_few_to_hold_some_out(tmp_path, args):
+    write(tmp_path / "train.jsonl", GOOD, {**GOOD, "output": "Four."})
     train, dev = training_sources(args)
     assert dev is None and train.part is None and len(list(train.rows())) == 2
 

@@ -288,10 +288,9 @@ def test_a_card_names_lora_settings_of_lora_runs_only():
     assert "| peft_lora_r | 8 |" in model_card("x", flags | {"peft": "lora"})
 
 
-def test_every_checkpoint_carries_its_card(tiny, tmp_path, monkeypatch):
+def test_every_checkpoint_carries_its_card(tiny, tmp_path):
     import training.checkpoints as checkpoints
 
-    monkeypatch.setattr(checkpoints.dist, "barrier", lambda: None)
     tokenizer = AutoTokenizer.from_pretrained(tiny / "student")
     (tmp_path / "args.json").write_text(json.dumps({"model_path": str(tiny / "student"), "lr": 0.25}))
     model = AutoModelForCausalLM.from_pretrained(tiny / "student")

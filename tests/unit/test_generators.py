@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import ClassVar
+from weakref import WeakSet
 
 import numpy as np
 import pytest
@@ -337,8 +338,11 @@ class StubLLM:
     """The interface of vLLM 0.11, as far as it is used: an answer is its prompt backwards, and a token of its seed."""
 
     made: ClassVar[list] = []
+    alive: ClassVar[WeakSet] = WeakSet()
 
     def __init__(self, **settings):
+        assert not StubLLM.alive, "there is no memory for two engines"
+        StubLLM.alive.add(self)
         self.settings, self.calls = settings, []
         assert (Path(settings["model"]) / "model.safetensors").is_file()
         StubLLM.made.append(self)
@@ -370,6 +374,7 @@ def vllm(monkeypatch):
     module.__spec__ = SimpleNamespace(name="vllm")
     monkeypatch.setitem(sys.modules, "vllm", module)
     monkeypatch.setattr(StubLLM, "made", [])
+    monkeypatch.setattr(StubLLM, "alive", WeakSet())
 
 
 def test_vllm_by_a_stub(tiny, vllm):
@@ -388,6 +393,8 @@ def test_vllm_by_a_stub(tiny, vllm):
     assert (params.temperature, params.top_p, params.top_k, params.stop_token_ids) == (0.7, 0.9, 4, [eos])
     assert generate(model, tokenizer, [[3]], seeds=(1,), new_tokens=2, generator="vllm")[0][0] == 3
     assert len(StubLLM.made) == 1 and engine.calls[-1][1][0].temperature == 0.0, "the engine is kept"
+    del engine
+    StubLLM.made.clear()
     generate(model, tokenizer, [[3] * 9], new_tokens=2, generator="vllm")
     assert StubLLM.made[-1].settings["max_model_len"] == 11, "a longer prompt needs another"
     assert generate(model, tokenizer, [], generator="vllm") == []

@@ -41,6 +41,20 @@ def test_the_tested_version_is_in_every_range(name):
         assert wanted.specifier.contains(version(PINNED[canonicalize_name(wanted.name)])), wanted
 
 
+def test_lower_ends_are_versions_that_the_other_packages_take():
+    """Among them what Transformers asks for chat templates, which --prompt-template chat renders."""
+    ours = {canonicalize_name(wanted.name): wanted for wanted in requirements("requirements.txt")}
+    lowest = {
+        name: min(Version(part.version) for part in wanted.specifier if part.operator in (">=", "=="))
+        for name, wanted in ours.items()
+    }
+    for other in ours:
+        for need in map(Requirement, importlib.metadata.requires(other) or []):
+            name, extras = canonicalize_name(need.name), ("", "chat-template")
+            if name in lowest and (need.marker is None or any(need.marker.evaluate({"extra": e}) for e in extras)):
+                assert need.specifier.contains(lowest[name]), (other, str(need))
+
+
 def test_whatever_is_needed_is_pinned():
     pending, seen = [*requirements("requirements.txt"), *requirements("requirements-dev.txt")], set()
     while pending:

@@ -22,6 +22,7 @@ from data_utils.epoch_plan import EpochPlan, Step
 from data_utils.replay import ReplayBuffer
 from distiller import Distiller
 from generation import dropping, vllm_generator
+from generation import sampler as sampler_module
 from generation.sampler import Sampled, StudentSampler
 from models.loading import load_student, load_tokenizer
 from models.probes import split
@@ -56,7 +57,7 @@ def student(tiny):
 
 
 def sampler(student, tokenizer, max_length=64, seed=10, **flags) -> StudentSampler:
-    return StudentSampler(student, tokenizer, on_policy(**flags), seed, max_length, CPU)
+    return StudentSampler(student, tokenizer, on_policy(**flags), seed, 32, max_length, CPU)
 
 
 # --- a sampled row is a row ------------------------------------------------------------------------------------------
@@ -172,11 +173,21 @@ def test_sampling_leaves_everything_as_it_was(tiny, tokenizer):
     )
 
 
+def test_one_vllm_engine_has_room_for_all_answers_of_a_run(student, tokenizer, monkeypatch):
+    """An answer may exceed --max-length before it is cut; a second engine would take the memory of training."""
+    rooms = []
+    monkeypatch.setattr(sampler_module, "refresh", lambda model, longest: rooms.append(longest))
+    answers = {"generate": lambda prompts, seeds, rows: {seeds[0]: [[5] * 9 for _ in prompts]}}
+    monkeypatch.setattr(sampler_module, "build_generator", lambda *_, **__: SimpleNamespace(**answers))
+    sampled = sampler(student, tokenizer, max_length=36, gen_max_new_tokens=9, gen_engine="vllm")
+    assert [len(row) for row in sampled.sample({0: [7] * 32}, 1).rows] == [36] and rooms == [32 + 9]
+
+
 def test_the_whole_copy_samples_what_the_student_does(tiny, tokenizer):
     torch.manual_seed(0)
     for peft in (None, "lora"):
         model = split(load_student(ModelArguments(model_path=str(tiny / "student_tied"), peft=peft), torch.float32))
-        copied = StudentSampler(model, tokenizer, on_policy(), 10, 64, CPU, partitioned=True)
+        copied = StudentSampler(model, tokenizer, on_policy(), 10, 32, 64, CPU, partitioned=True)
         for step in (1, 2):
             before = torch.get_rng_state()
             assert copied.sample(PROMPTS, step).rows == sampler(model, tokenizer).sample(PROMPTS, step).rows
@@ -407,7 +418,7 @@ def reverse_kl_on_own_answers(alpha: float) -> float:
     distiller = Distiller(student, build_criterion("rkl", KDArguments(kd_rate=1.0)))
     plan = EpochPlan(train.lengths, train.responses, 8, 1, 1, 10)
     args = on_policy(mixed_alpha=alpha, gen_max_new_tokens=8, gen_tokens_per_batch=4096)
-    made = StudentSampler(student, SimpleNamespace(eos_token_id=1, pad_token_id=0), args, 10, 64, CPU)
+    made = StudentSampler(student, SimpleNamespace(eos_token_id=1, pad_token_id=0), args, 10, 32, 64, CPU)
     source, batches = MixedRows(train, plan, made, args), RankBatches(train, None, 0, 64, "padded", CPU)
     optimizer = torch.optim.AdamW(distiller.parameters(), lr=1e-2)
 

@@ -2,10 +2,15 @@
 
 The ids are those of the tokenizer's `apply_chat_template`: the template writes BOS and all other special tokens. An
 answer is learnt from where the generation prompt ends up to and including the token that ends its turn.
+
+A template that writes today's date (Llama 3.2, SmolLM3, Mistral Small) writes DATE instead: otherwise token ids, and
+with them caches and evaluations, would differ from day to day.
 """
 
 import hashlib
+import re
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +22,9 @@ from data_utils.prompts.base import Message, PromptTemplate
 
 PROBE = "answer"  # looked for in what a template writes
 SHIPPED = "configs/chat.jinja"  # a template for any tokenizer
+DATE = datetime(2024, 7, 26)  # as Llama 3's templates write it where they are given none
+TODAY = re.compile(r"""strftime_now\s*\(\s*(["'])(.*?)\1\s*\)""")  # Transformers' function, with the date's format
+OTHER_USE = re.compile(r"strftime_now(?!\s+is\s+(not\s+)?defined)")
 
 Spans = list[tuple[int, int]]  # first token, and the one after the last
 
@@ -24,7 +32,8 @@ Spans = list[tuple[int, int]]  # first token, and the one after the last
 class ChatTemplate(PromptTemplate):
     """The chat template of `tokenizer`, whose EOS becomes the token that ends a turn: generation stops there.
 
-    Raises ValueError if the tokenizer has none, or one that does not end an answer with a special token.
+    source: as the tokenizer has it. Raises ValueError if it has none, or one that does not end an answer with a special
+    token.
     """
 
     takes_chats = True
@@ -37,6 +46,7 @@ class ChatTemplate(PromptTemplate):
                 f"{SHIPPED}, or the teacher's chat_template.jinja if it has one, or train with alpaca"
             )
         self.source = tokenizer.get_chat_template()
+        self._dated = dated(self.source, name)
         question = [{"role": "user", "content": "question"}]
         self.ending = self.text(question, ask=True).removeprefix(self.text(question))
         self.end_of_turn = self._end_of_turn(question)
@@ -44,14 +54,16 @@ class ChatTemplate(PromptTemplate):
 
     @property
     def identity(self) -> str:
-        return f"chat {hashlib.sha256(self.source.encode()).hexdigest()[:12]}"
+        return f"chat {hashlib.sha256(self._dated.encode()).hexdigest()[:12]}"
 
     def save(self, folder: Path) -> str:
         return "chat"  # the tokenizer is saved with it
 
     def text(self, messages: Sequence[Message], ask: bool = False) -> str:
         try:
-            return self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask)
+            return self.tokenizer.apply_chat_template(
+                list(messages), chat_template=self._dated, tokenize=False, add_generation_prompt=ask
+            )
         except (TemplateError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"--prompt-template {self.name}: the template refuses this chat ({reason})") from None
@@ -111,6 +123,17 @@ class ChatTemplate(PromptTemplate):
                 "generation could not stop; write {{ eos_token }} there, in a FILE.jinja"
             )
         return found[0]
+
+
+def dated(source: str, name: str) -> str:
+    """The template with DATE in place of today's date. Raises ValueError if it takes the date in an unknown way."""
+    source = TODAY.sub(lambda call: f"{call[1]}{DATE.strftime(call[2])}{call[1]}", source)
+    if OTHER_USE.search(source):
+        raise ValueError(
+            f"--prompt-template {name}: the template writes today's date, so token ids would change every day; write a "
+            "fixed date in place of strftime_now, in a FILE.jinja"
+        )
+    return source
 
 
 def learnt_answers(messages: Sequence[Message], train_on: Literal["all", "last"]) -> list[int]:
