@@ -6,7 +6,8 @@ held out; the tokenizer of a model folder, or a tiny one. Each start is a proces
     python benchmarks/bench_data.py [--rows 1000000] [--tokenizer MODEL_FOLDER] [--workers 1] [--template alpaca]
 
 Prints a table and writes benchmarks/results/<date>-bench_data.json. Peak memory is of the largest process: in all, and
-without the pages of mapped files, which the system takes back when it needs them ("anonymous").
+without the pages of mapped files, which the system takes back when it needs them ("anonymous"). The processor's time is of
+the whole process, imports included.
 """
 
 import argparse
@@ -65,8 +66,9 @@ def start(folder: str, tokenizer: str | None, workers: int, template: str, keys:
         result["keys_seconds"] = time.perf_counter() - began
     done.set()
     watch.join()
-    usage = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return result | {"peak_mb": usage / 1024, "anonymous_mb": peak[0] / 1024}
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    result["cpu_seconds"] = sum(of.ru_utime + of.ru_stime for of in used)
+    return result | {"peak_mb": max(of.ru_maxrss for of in used) / 1024, "anonymous_mb": peak[0] / 1024}
 
 
 def _watch(peak: list[int], done: threading.Event) -> None:
@@ -98,7 +100,7 @@ def main() -> None:
             measured = in_process(__file__, [*words, *keys])
             results.append({"start": name, "file_mb": path.stat().st_size / 2**20} | measured)
             print(json.dumps(results[-1]), flush=True)
-    header = ("start", "rows", "tokens", "seconds", "peak_mb", "anonymous_mb")
+    header = ("start", "rows", "tokens", "seconds", "cpu_seconds", "peak_mb", "anonymous_mb")
     print(format_table(header, [[row["start"], *(f"{row[name]:,.0f}" for name in header[1:])] for row in results]))
     write_result("bench_data", {"rows": args.rows, "workers": args.workers, "template": args.template}, results=results)
 
