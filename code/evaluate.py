@@ -74,6 +74,7 @@ def plan(config: EvaluateConfig) -> list[Job]:
     for checkpoint in find_checkpoints(config.checkpoints):
         tokenizer = checkpoint.tokenizer(config.checkpoints)
         args = fill_in(config.evaluate, checkpoint)
+        checkpoint.check_length(config.checkpoints, args.max_length)
         jobs.append(Job(checkpoint, args, read_sets(args, prompt_template(args.prompt_template, tokenizer))))
     return jobs
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from arguments import CheckpointArguments, EvaluateArguments, GenerateArguments
 from data_utils.prompts import recorded_template
 from models.folders import find_checkpoint, locate, run_arguments
-from models.loading import load_checkpoint, load_checkpoint_tokenizer
+from models.loading import check_checkpoint, load_checkpoint, load_checkpoint_tokenizer
 
 T = TypeVar("T", EvaluateArguments, GenerateArguments)
 
@@ -52,6 +52,18 @@ class Checkpoint:
             trust_remote_code=args.trust_remote_code,
             revision=args.model_revision,
         )
+
+    def check_length(self, args: CheckpointArguments, max_length: int) -> None:
+        """Raises ValueError if prompt and answer together may have more tokens than the model has positions."""
+        base, _, revision = check_checkpoint(self.model_path, self.peft_path, args.model_revision)
+        config = AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=args.trust_remote_code)
+        positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+        if positions is not None and max_length > positions:
+            raise ValueError(
+                f"--max-length {max_length}: {self.path} has {positions} positions; pass --max-length {positions} "
+                f"--max-prompt-length {positions // 2}, or less (in front of a script: MAX_LENGTH={positions} "
+                f"MAX_PROMPT_LENGTH={positions // 2})"
+            )
 
 
 def find_checkpoints(args: CheckpointArguments) -> list[Checkpoint]:
