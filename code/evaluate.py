@@ -24,14 +24,14 @@ from typing import NamedTuple
 import torch
 
 from data_utils.prompts import prompt_template
-from evaluation.defaults import Checkpoint, fill_in, find_checkpoints, tables_folder
+from evaluation.defaults import Checkpoint, fill_in, find_checkpoints
 from evaluation.evaluator import Evaluator
 from evaluation.metrics import MAIN_METRIC, Metric, build_metrics, metric_names
 from evaluation.results import table, write_summary
 from evaluation.sets import DataSet, read_sets
 from evaluation.tables import Cell, Matrix
 from generation.building import check_generator
-from models.folders import short_names
+from models.folders import short_names, tables_folder
 from runtime.atomic import WriteError
 from runtime.exit_codes import NOT_WRITTEN, USER_ERROR_CODES, exit_on, naming_save_dir, run_entry
 from runtime.log import report

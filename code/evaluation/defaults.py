@@ -1,7 +1,6 @@
 """What the flags of an evaluation leave open, taken from the run that wrote the checkpoint."""
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +17,6 @@ T = TypeVar("T", EvaluateArguments, GenerateArguments)
 
 # Without a run to take them from: the defaults of training.
 WITHOUT_RUN = {"max_length": 512, "max_prompt_length": 256, "prompt_template": "alpaca"}
-LONGEST_NAME = 120  # of a folder
 
 
 @dataclass(frozen=True)
@@ -112,13 +110,3 @@ def results_folder(checkpoint: str) -> Path:
     """Where an evaluation without --save-dir puts its results."""
     path = Path(checkpoint)
     return path.parent / "eval" / path.name if path.is_dir() else Path("outputs/eval") / path
-
-
-def tables_folder(save_dir: str | None, names: Sequence[str]) -> Path:
-    """Where what compares several checkpoints goes. names: short and unique (`models.folders.short_names`)."""
-    if save_dir is not None:
-        return Path(save_dir)
-    name = "-".join(names).replace("/", "-")
-    if len(name) > LONGEST_NAME:
-        name = f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    return Path("outputs/tables") / name
