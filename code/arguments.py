@@ -639,7 +639,9 @@ class ReportArguments(Group):
     run: list[str] = option(
         help="Folders of runs, finished or still training, or checkpoints in them.", positional=True
     )
-    out: str | None = option(None, "The page; default: report.html in the run's folder, of several runs in outputs/.")
+    out: str | None = option(
+        None, "The page; default: report.html in the run's folder, of several in outputs/tables/<names>."
+    )
     paper: bool = option(True, "Also every figure as SVG, PNG and PDF, in <out>_figures/.")
 
 

@@ -20,9 +20,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from evaluation.comparison import AVERAGE, LEVEL, RESAMPLES, Pair, average, compare_runs, pair_lines
-from evaluation.defaults import tables_folder
 from evaluation.results import format_table
 from evaluation.stored import Comparable, named_runs, read_comparable
+from models.folders import tables_folder
 from runtime.atomic import write_text
 from runtime.exit_codes import USER_ERROR_CODES, exit_on, naming_save_dir
 

@@ -25,14 +25,14 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from data_utils.prompts import PromptTemplate, prompt_template
-from evaluation.defaults import Checkpoint, fill_in, find_checkpoints, tables_folder
+from evaluation.defaults import Checkpoint, fill_in, find_checkpoints
 from evaluation.evaluator import Evaluator
 from evaluation.metrics import MAIN_METRIC, Metric, build_metrics, metric_names
 from evaluation.results import table, write_summary
 from evaluation.sets import DataSet, read_sets
 from evaluation.tables import Cell, Matrix
 from generation.building import check_generator
-from models.folders import short_names
+from models.folders import short_names, tables_folder
 from runtime.atomic import WriteError
 from runtime.exit_codes import NOT_WRITTEN, USER_ERROR_CODES, exit_on, naming_save_dir, run_entry
 from runtime.log import report
@@ -77,6 +77,7 @@ def plan(config: EvaluateConfig) -> list[Job]:
     for checkpoint in find_checkpoints(config.checkpoints):
         tokenizer = checkpoint.tokenizer(config.checkpoints)
         args = fill_in(config.evaluate, checkpoint)
+        checkpoint.check_length(config.checkpoints, args.max_length)
         template = prompt_template(args.prompt_template, tokenizer)
         jobs.append(Job(checkpoint, args, tokenizer, template, read_sets(args, template)))
     return jobs

@@ -20,7 +20,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from evaluation.defaults import tables_folder
 from evaluation.judging.asking import Limits, ask_all
 from evaluation.judging.endpoint import Endpoint, Unreachable
 from evaluation.judging.outcome import Judged
@@ -28,6 +27,7 @@ from evaluation.judging.questions import Question, build_questions
 from evaluation.judging.replies import Replies
 from evaluation.judging.summary import report
 from evaluation.stored import common_evaluations, named_runs
+from models.folders import tables_folder
 from runtime.exit_codes import STOPPED, USER_ERROR_CODES, exit_on, naming_save_dir
 from runtime.locks import Held, lock
 

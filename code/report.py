@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flags import show_error
-from models.folders import ROOT
+from models.folders import ROOT, short_names, tables_folder
 from reporting.page import write_report
 from reporting.paper import save_figures
 from reporting.run import run_folder
@@ -29,6 +29,8 @@ WRONG_INPUT, NOT_WRITTEN = 2, 74  # as in runtime.exit_codes, which imports torc
 def main(argv: Sequence[str]) -> None:
     args = parse_report_arguments(argv)
     out = output(args)
+    with as_write_error(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
     report = write_report(args.run, out)
     print(out)
     if args.paper and report.figures:
@@ -42,7 +44,8 @@ def output(args: ReportArguments) -> Path:
     """Raises ValueError."""
     if args.out is None:
         folders = list(dict.fromkeys(map(run_folder, args.run)))
-        return folders[0] / "report.html" if len(folders) == 1 else ROOT / "outputs/report.html"
+        several = ROOT / tables_folder(None, short_names([str(folder) for folder in folders]))
+        return (folders[0] if len(folders) == 1 else several) / "report.html"
     out = Path(args.out)
     if out.is_dir() or not out.absolute().parent.is_dir():
         raise ValueError(f"--out {out}: name a file in a folder that exists")

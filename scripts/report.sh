@@ -4,7 +4,8 @@
 #   bash scripts/report.sh RUN [RUN ...] [--out FILE]
 #
 # RUN is the folder of a run or a checkpoint, relative to the working directory or to the repository. The page of one
-# run is RUN/report.html, that of several outputs/report.html; every figure for papers is beside it, in report_figures/.
+# run is RUN/report.html, that of several outputs/tables/<names of the runs>/report.html; every figure for papers is
+# beside it, in report_figures/.
 set -euo pipefail
 
 caller_dir=$PWD # common.sh changes to the root of the repository

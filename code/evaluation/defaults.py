@@ -1,24 +1,22 @@
 """What the flags of an evaluation leave open, taken from the run that wrote the checkpoint."""
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from arguments import CheckpointArguments, EvaluateArguments, GenerateArguments
 from data_utils.prompts import recorded_template
 from models.folders import find_checkpoint, locate, run_arguments
-from models.loading import load_checkpoint_model, load_checkpoint_tokenizer
+from models.loading import check_checkpoint, load_checkpoint_model, load_checkpoint_tokenizer
 
 T = TypeVar("T", EvaluateArguments, GenerateArguments)
 
 # Without a run to take them from: the defaults of training.
 WITHOUT_RUN = {"max_length": 512, "max_prompt_length": 256, "prompt_template": "alpaca"}
-LONGEST_NAME = 120  # of a folder
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,18 @@ class Checkpoint:
             trust_remote_code=args.trust_remote_code,
             revision=args.model_revision,
         )
+
+    def check_length(self, args: CheckpointArguments, max_length: int) -> None:
+        """Raises ValueError if prompt and answer together may have more tokens than the model has positions."""
+        base, _, revision = check_checkpoint(self.model_path, self.peft_path, args.model_revision)
+        config = AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=args.trust_remote_code)
+        positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+        if positions is not None and max_length > positions:
+            raise ValueError(
+                f"--max-length {max_length}: {self.path} has {positions} positions; pass --max-length {positions} "
+                f"--max-prompt-length {positions // 2}, or less (in front of a script: MAX_LENGTH={positions} "
+                f"MAX_PROMPT_LENGTH={positions // 2})"
+            )
 
 
 def find_checkpoints(args: CheckpointArguments) -> list[Checkpoint]:
@@ -100,13 +110,3 @@ def results_folder(checkpoint: str) -> Path:
     """Where an evaluation without --save-dir puts its results."""
     path = Path(checkpoint)
     return path.parent / "eval" / path.name if path.is_dir() else Path("outputs/eval") / path
-
-
-def tables_folder(save_dir: str | None, names: Sequence[str]) -> Path:
-    """Where what compares several checkpoints goes. names: short and unique (`models.folders.short_names`)."""
-    if save_dir is not None:
-        return Path(save_dir)
-    name = "-".join(names).replace("/", "-")
-    if len(name) > LONGEST_NAME:
-        name = f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    return Path("outputs/tables") / name

@@ -6,8 +6,11 @@ if the folder is not a model, is incomplete, or holds pickles.
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
+
+from models.folders import ROOT
 
 MODEL, ADAPTER = "model.safetensors", "adapter_model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -32,8 +35,16 @@ def check_model_path(flag: str, path: str) -> None:
     in_folder = path.count("/") == 1 and folder.parent.exists()  # a local folder, not an owner on the hub
     if folder.exists() or in_folder or not is_hub_id:
         remedy = "train it first, or " if path.startswith("outputs/") else ""
-        remedy += "put a model there (model_hub/README.md), or " if path.startswith("model_hub/") else ""
+        if path.startswith("model_hub/"):
+            remedy += f"{_download(path) or 'put a model there (model_hub/README.md)'}, or "
         raise ValueError(f"{flag} {path}: no such folder; {remedy}pass the folder of a model or a hub id")
+
+
+def _download(path: str) -> str | None:
+    """How to fill this folder, if it is one of a family whose model is on the hub."""
+    of_model = re.compile(rf"_hub=\S+\n\w+_path={re.escape(path.rstrip('/'))}\s")
+    families = (file for file in sorted(ROOT.glob("scripts/*/family.sh")) if of_model.search(file.read_text()))
+    return next((f"download it (bash scripts/models/download.sh {file.parent.name})" for file in families), None)
 
 
 def check_adapter_path(flag: str, path: str) -> None:

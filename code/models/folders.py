@@ -4,6 +4,7 @@ In: a path as passed to a flag. Out: the folder of one model or LoRA adapter, or
 folder (a hub id, or a mistake that `models/files.py` reports); also the flags of the run that wrote a checkpoint.
 """
 
+import hashlib
 import json
 import math
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT_FILES = ("config.json", "adapter_config.json")
+LONGEST_NAME = 120  # of a folder
 
 
 def locate(path: str) -> Path:
@@ -77,3 +79,13 @@ def short_names(checkpoints: Sequence[str]) -> list[str]:
         names[run] if runs.count(run) == 1 else f"{names[run]}/{Path(path).name}"
         for run, path in zip(runs, checkpoints)
     ]
+
+
+def tables_folder(save_dir: str | None, names: Sequence[str]) -> Path:
+    """Where what compares several checkpoints goes. names: short and unique (`short_names`)."""
+    if save_dir is not None:
+        return Path(save_dir)
+    name = "-".join(names).replace("/", "-")
+    if len(name) > LONGEST_NAME:
+        name = f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return Path("outputs/tables") / name

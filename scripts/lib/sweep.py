@@ -125,12 +125,12 @@ def train(runs: Sequence[Combination], script: str, flags: Sequence[str]) -> dic
 
 def table(runs: Sequence[Combination], codes: dict[str, int]) -> str:
     """Markdown: the swept values of each run and its scores."""
-    header = [*(name.removeprefix("--") for name in runs[0].values), "dev NLL", "dev ROUGE-L", "ROUGE-L", "ended"]
+    header = [*(name.removeprefix("--") for name in runs[0].values), "dev NLL", "dev ROUGE-L", "ROUGE-L", "state"]
     rows = [header, ["---"] * len(header)]
     for run in runs:
         code = codes.get(run.folder.name)
-        ended = {0: "finished", None: "not started"}.get(code, f"exit code {code}")
-        rows.append([*run.values.values(), *scores(run.folder), ended])
+        state = {0: "finished", None: "not started"}.get(code, f"exit code {code}")
+        rows.append([*run.values.values(), *scores(run.folder), state])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 

@@ -581,6 +581,7 @@ def places(tiny, rows, adapter, tmp_path):
         ("--model-path {no_eos}", "{no_eos}: its tokenizer has no EOS"),
         ("--metrics bleurt", "--metrics bleurt: no such metric; there are "),
         ("--model-path {adapter} {rows} --peft-path {adapter}", "pass one model, the base of all --peft-path"),
+        ("--max-length 900", "has 512 positions; pass --max-length 512 --max-prompt-length 256, or less"),
         ("--split test", "--data-dir {rows}: no test.jsonl there (found: dev.jsonl, t"),
         ("--model-path {adapter} --peft-path {adapter}", "--model-path {adapter}: a LoRA adapter"),
         ("--model-path {no_base}", "--model-path BASE --peft-path {no_base}"),

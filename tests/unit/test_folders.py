@@ -13,6 +13,7 @@ from arguments import ModelArguments, parse_evaluate_arguments, parse_train_argu
 from criterions import build_criterion, unused_arguments
 from evaluation.defaults import fill_in, find_checkpoints
 from models import folders
+from models.files import check_model_path
 from models.folders import ROOT, find_checkpoint, short_names
 from models.loading import adapter_base, load_student
 from preflight import defaults
@@ -69,6 +70,23 @@ def test_paths_are_relative_to_the_working_directory_or_the_repository(tmp_path,
     assert find_checkpoint("--model-path", "runs/a") == str(here)
     assert find_checkpoint("--model-path", "data/sample") == str(ROOT / "data/sample")
     assert find_checkpoint("--model-path", "openai-community/gpt2") == "openai-community/gpt2"
+
+
+@pytest.mark.parametrize(
+    ("path", "remedy"),
+    [
+        ("model_hub/qwen2.5/Qwen2.5-7B/", "download it (bash scripts/models/download.sh qwen2.5), or"),
+        ("model_hub/llama2/llama2-7b-hf", "download it (bash scripts/models/download.sh tinyllama), or"),
+        ("model_hub/smollm2/SmolLM2-18L", "put a model there (model_hub/README.md), or"),  # cut, not downloaded
+        ("model_hub/qwen2.5/Qwen2.5-7", "put a model there (model_hub/README.md), or"),
+        ("outputs/gpt2/sft", "train it first, or"),
+    ],
+)
+def test_a_missing_model_folder_is_answered_with_how_to_fill_it(tmp_path, monkeypatch, path, remedy):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError) as error:
+        check_model_path("--model-path", path)
+    assert str(error.value) == f"--model-path {path}: no such folder; {remedy} pass the folder of a model or a hub id"
 
 
 def test_adapters_find_their_base_from_any_folder(tiny, tmp_path, monkeypatch):

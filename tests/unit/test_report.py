@@ -250,6 +250,17 @@ def test_the_command_writes_page_and_figures(tmp_path, capsys):
     assert (tmp_path / "x.html").stat().st_size < MOST_BYTES and not (tmp_path / "x_figures").exists()
 
 
+def test_the_page_of_several_runs_is_named_by_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(entry, "ROOT", tmp_path)
+    for name in ("sft", "todi", "adakd"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "args.json").write_text("{}")
+    for names in (["sft", "todi"], ["sft", "adakd"]):
+        entry.main([*(str(tmp_path / name) for name in names), "--no-paper"])
+        assert capsys.readouterr().out.strip() == str(tmp_path / "outputs/tables" / "-".join(names) / "report.html")
+    assert len(list((tmp_path / "outputs/tables").glob("*/report.html"))) == 2
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

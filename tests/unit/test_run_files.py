@@ -195,7 +195,8 @@ def test_a_sweep_survives_a_failing_run_stops_with_a_stopped_one_and_skips_finis
     assert done.returncode == 0 and starts(repository) == NAMES[:1]
     scores = [["fkl", "0.5", "2.5000", "5.00"], ["fkl", "0.25", "2.2500", "2.50"]]
     assert table(done) == [[*row, "", "finished"] for row in scores]
-    assert (repository / "outputs/sweeps/tiny-kd_student/sweep.md").read_text() in done.stdout
+    text = (repository / "outputs/sweeps/tiny-kd_student/sweep.md").read_text()
+    assert text in done.stdout and text.splitlines()[0].endswith("| ROUGE-L | state |")
 
 
 @pytest.mark.parametrize(
