@@ -6,8 +6,8 @@ held out; the tokenizer of a model folder, or a tiny one. Each start is a proces
     python benchmarks/bench_data.py [--rows 1000000] [--tokenizer MODEL_FOLDER] [--workers 1] [--template alpaca]
 
 Prints a table and writes benchmarks/results/<date>-bench_data.json. Peak memory is of the largest process: in all, and
-without the pages of mapped files, which the system takes back when it needs them ("anonymous"). The processor's time is of
-the whole process, imports included.
+without the pages of mapped files, which the system takes back when it needs them ("anonymous"). The processor's seconds
+are of all processes, imports included.
 """
 
 import argparse
