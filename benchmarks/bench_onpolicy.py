@@ -1,4 +1,4 @@
-"""On-policy training: what a sampled step costs, what an adaptive run costs, and TRL's DistillationTrainer beside it.
+"""On-policy training: what a sampled step costs, what an adaptive run costs, and trainers of TRL beside it.
 
     python benchmarks/bench_onpolicy.py --student STUDENT --teacher TEACHER --data-dir DATA [--rows 24]
 
@@ -9,8 +9,9 @@ compared runs in turns, since a machine's speed varies; ratios are of the same r
 
     generation / training   in steps whose rows are all sampled, by rows per step
     adaptive / off-policy   whole runs, --init-threshold 0.3
-    TRL                     sampled tokens per second: reverse KL, the same prompts, batches and limit, fp32, without
-                            gradient checkpointing; left out if TRL is not installed
+    TRL                     sampled tokens per second of DistillationTrainer, and of GKDTrainer with lmbda 1: reverse
+                            KL, the same prompts, batches and limit, fp32, without gradient checkpointing; left out if
+                            TRL is not installed
     tokens/s                of the generators alone, by rows
 
 Prints tables and writes benchmarks/results/<date>-bench_onpolicy.json.
@@ -35,6 +36,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "code"), str(ROOT / "benchmarks")]
 
+import of_trl  # noqa: E402
 from workload import DOLLY, SMOLLM2, SMOLLM2_10L, llama, write_result  # noqa: E402
 
 import distillation  # noqa: E402
@@ -114,62 +116,6 @@ def sampled_speed(run: dict) -> float:
     return total(run, "generated_tokens") / total(run, "step_time")
 
 
-def train_with_trl(args: argparse.Namespace, rows: Sequence[Row], rows_per_step: int) -> dict:
-    """As `train`, by TRL."""
-    from datasets import Dataset
-    from transformers import TrainerCallback
-    from trl import DistillationConfig, DistillationTrainer
-
-    steps: list[dict] = []
-
-    class Timed(TrainerCallback):
-        def on_step_begin(self, *_, **__):
-            steps.append({"step_time": -time.perf_counter(), "generation_s": 0.0, "generated_tokens": 0})
-
-        def on_step_end(self, *_, **__):
-            steps[-1]["step_time"] += time.perf_counter()
-
-    class Counted(DistillationTrainer):
-        def _generate_single_turn(self, *inputs, **named):
-            started = time.perf_counter()
-            completions = super()._generate_single_turn(*inputs, **named)
-            steps[-1]["generation_s"] += time.perf_counter() - started
-            steps[-1]["generated_tokens"] += sum(map(len, completions))
-            return completions
-
-    with tempfile.TemporaryDirectory() as folder:
-        config = DistillationConfig(
-            output_dir=folder,
-            per_device_train_batch_size=4,
-            gradient_accumulation_steps=GROUPS[rows_per_step],
-            num_train_epochs=1,
-            learning_rate=1e-5,
-            max_completion_length=args.max_new_tokens,
-            gradient_checkpointing=False,
-            bf16=False,
-            use_cpu=True,
-            save_strategy="no",
-            report_to="none",
-            logging_steps=1000,
-            disable_tqdm=True,
-            seed=SEED,
-        )
-        trainer = Counted(
-            model=AutoModelForCausalLM.from_pretrained(args.student, dtype=torch.float32),
-            teacher_model=AutoModelForCausalLM.from_pretrained(args.teacher, dtype=torch.float32),
-            args=config,
-            train_dataset=Dataset.from_dict({"prompt": [row.prompt for row in rows]}),
-            processing_class=AutoTokenizer.from_pretrained(args.student, padding_side="left"),
-            callbacks=[Timed()],
-        )
-        started = time.perf_counter()
-        trainer.train()
-        seconds = time.perf_counter() - started
-    del trainer
-    gc.collect()
-    return {"seconds": seconds, "steps": steps[1:]}
-
-
 def generation_speeds(args: argparse.Namespace, rows: Sequence[Row], rounds: int) -> dict[str, dict[int, list[float]]]:
     """Tokens per second of each round, by generator and rows sampled at once."""
     model = AutoModelForCausalLM.from_pretrained(args.student, dtype=torch.float32).eval()
@@ -223,12 +169,14 @@ def main() -> None:
 
 def measure(args: argparse.Namespace, rows: Sequence[Row], data: Path) -> dict[str, dict]:
     with_trl = importlib.util.find_spec("trl") is not None
+    prompts = [row.prompt for row in rows]
+    settings = of_trl.Settings(args.student, args.teacher, 4, GROUPS[8], args.max_new_tokens, SEED)
     runs: dict[str, list[dict]] = {}
     for number in range(args.rounds):
         turn = {
             "off-policy": train(args, data, 8),
             "adaptive": train(args, data, 8, "--distillm", "--init-threshold", "0.3"),
-            **({"TRL": train_with_trl(args, rows, 8)} if with_trl else {}),
+            **({f"TRL, {name}": of_trl.train(name, prompts, settings) for name in of_trl.TRAINERS} if with_trl else {}),
             **{f"sampled, {size} rows": train(args, data, size, *SAMPLED) for size in GROUPS},
         }
         for name, run in turn.items():
@@ -256,8 +204,9 @@ def print_tables(found: dict[str, dict]) -> None:
         sum(step["rows_kind"] == "student" for step in run["steps"]) / len(run["steps"]) for run in runs["adaptive"]
     )
     print(f"\nadaptive / off-policy: {ratio_of('adaptive', 'off-policy'):.2f}x with {sampled:.0%} of the steps sampled")
-    if "TRL" in runs:
-        print(f"sampled tokens/s of ours / TRL's: {ratio_of('sampled, 8 rows', 'TRL', sampled_speed):.2f}x")
+    for name in (name for name in runs if name.startswith("TRL")):
+        ratio = ratio_of("sampled, 8 rows", name, sampled_speed)
+        print(f"sampled tokens/s of ours, 8 rows / those of {name}: {ratio:.2f}x")
     table = [
         [name, *(f"{statistics.median(of_size):.0f}" for of_size in speeds.values())]
         for name, speeds in found["generators"].items()
