@@ -1,6 +1,6 @@
 """A campaign of about 45 runs: makes those that are missing, says what is left, prints the tables.
 
-    python scripts/smollm2/campaign.py run [--records FILE]     # resumes; hours
+    python scripts/smollm2/campaign.py run [--records FILE] [--jobs 2]    # resumes; hours
     python scripts/smollm2/campaign.py plan [--records FILE]    # what is left, and when it will be done
     python scripts/smollm2/campaign.py table [--records FILE]   # markdown (results_table.py)
 
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -204,18 +205,51 @@ def dev_rouge(records: Records, first: Run) -> float:
     return fmean(best_rouge(records[run]) for run in runs if run in records)
 
 
-def execute(item: Run | Score, records: Records) -> None:
-    """Trains or scores, and adds the record. Raises CalledProcessError with the command that failed."""
-    run = item if isinstance(item, Run) else item.run
-    began = time.monotonic()
+def run_all(records: Records, jobs: int) -> None:
+    """Makes what is missing, several at a time. Raises CalledProcessError once the others have ended."""
+    busy: dict[Future, Run | Score] = {}
+
+    def make(item: Run | Score) -> None:
+        records.add(execute(item))
+
+    with ThreadPoolExecutor(jobs) as pool:
+        while True:
+            current = plan(records)
+            for item in ready(current.todo, list(busy.values()), records)[: jobs - len(busy)]:
+                say(current, records, jobs)
+                busy[pool.submit(make, item)] = item
+            if not busy:
+                return
+            for done in wait(busy, return_when=FIRST_COMPLETED).done:
+                done.result()
+                del busy[done]
+
+
+def ready(todo: Sequence[Run | Score], busy: Sequence[Run | Score], records: Records) -> list[Run | Score]:
+    """Those of `todo` that wait for nothing: a score waits for its run, and nobody else works in the run's folder."""
+    found, taken = [], {run_in(item) for item in busy}
+    for item in todo:
+        waits = isinstance(item, Score) and item.run in todo
+        if not waits and run_in(item) not in taken:
+            found.append(item)
+            taken.add(run_in(item))
+    return found
+
+
+def run_in(item: Run | Score) -> Run:
+    return item if isinstance(item, Run) else item.run
+
+
+def execute(item: Run | Score) -> dict:
+    """Trains or scores; returns the record. Raises CalledProcessError with the command that failed."""
+    run, began = run_in(item), time.monotonic()
     if isinstance(item, Run) or not list(run.folder.glob("epoch*_step*")):
         train(run)
         if isinstance(item, Run):
-            records.add(train_record(run, time.monotonic() - began))
-            return
+            return train_record(run, time.monotonic() - began)
         began = time.monotonic()
     evaluate(item)
-    records.add(score_record(item, time.monotonic() - began))
+    return score_record(item, time.monotonic() - began)
 
 
 def train(run: Run) -> None:
@@ -296,11 +330,11 @@ def jsonl(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def say(current: Plan, records: Records) -> None:
+def say(current: Plan, records: Records, jobs: int) -> None:
     """What is left, and when it will be done if nothing else runs."""
     for item in current.todo:
         print(f"  {'score' if isinstance(item, Score) else 'train'} {item.name}")
-    seconds = records.seconds(current.todo)
+    seconds = records.seconds(current.todo) / jobs
     done = time.strftime("%A %H:%M", time.localtime(time.time() + seconds))
     later = f"; undecided: {', '.join(current.undecided)}" if current.undecided else ""
     print(f"{len(current.todo)} left, {seconds / 3600:.1f} h, done on {done}{later}", flush=True)
@@ -310,16 +344,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("command", choices=("run", "plan", "table"))
     parser.add_argument("--records", type=Path, default=Path(RUNS) / "records.jsonl", help="what is done")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     args = parser.parse_args()
     os.chdir(ROOT)
     records = Records(args.records)
     if args.command == "table":
         print(tables(list(records.by_name.values())))
         return
-    while args.command == "run" and (todo := plan(records).todo):
-        say(plan(records), records)
-        execute(todo[0], records)
-    say(plan(records), records)
+    if args.command == "run":
+        if args.jobs > 1:  # a thread that waits for another's core slows both down
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // args.jobs)))
+        run_all(records, args.jobs)
+    say(plan(records), records, args.jobs)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 #   bash scripts/smollm2/reproduce.sh plan      # only says what is left
 #   bash scripts/smollm2/reproduce.sh table     # only prints the tables
 #   RECORDS=FILE bash scripts/smollm2/reproduce.sh    # what is done; the file of another machine saves its runs
+#   JOBS=2 bash scripts/smollm2/reproduce.sh          # two runs at a time, each on half of the cores
 #   PRECISION=fp32 bash scripts/smollm2/reproduce.sh  # on a CPU without instructions for bf16 (preflight warns there)
 #
 # ROWS has the rows of Dolly (scripts/data/prepare_dolly.sh): the first 900 of its dev.jsonl train, the next 100 are
@@ -14,12 +15,13 @@ set -euo pipefail
 
 ROWS=${ROWS:-data/dolly}
 RECORDS=${RECORDS:-outputs/smollm2/campaign/records.jsonl}
+JOBS=${JOBS:-1}
 export PRECISION=${PRECISION:-bf16} # of all runs
 
 # shellcheck source=scripts/smollm2/family.sh
 source "$(dirname "${BASH_SOURCE[0]}")/family.sh"
 command=${1:-run}
-campaign() { run_printed "$PYTHON" scripts/smollm2/campaign.py "$@" --records "$RECORDS"; }
+campaign() { run_printed "$PYTHON" scripts/smollm2/campaign.py "$@" --records "$RECORDS" --jobs "$JOBS"; }
 if [[ $command != run ]]; then
     campaign "$command"
     exit

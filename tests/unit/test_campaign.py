@@ -1,9 +1,11 @@
 """The protocol of the SmolLM2 campaign, on invented records."""
 
 import itertools
-import json
 import random
+import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from statistics import fmean
 
@@ -115,6 +117,42 @@ def test_a_score_whose_checkpoint_is_gone_trains_again(records, monkeypatch):
     run = campaign.run_of("sft", 10, "0.0003")
     monkeypatch.setattr(campaign, "call", lambda command, variables: calls.append(command[1]))
     monkeypatch.setattr(campaign, "score_record", lambda score, seconds: {"name": score.name})
-    campaign.execute(Score(run, "greedy"), records)
+    assert campaign.execute(Score(run, "greedy")) == {"name": f"{run.name}/greedy"}
     assert calls == ["scripts/smollm2/kd_student.sh", "scripts/eval/run_eval.sh"]
-    assert json.loads(records.path.read_text())["name"] == f"{run.name}/greedy"
+
+
+def test_several_jobs_make_the_same_runs_and_never_share_a_folder(records, tmp_path, monkeypatch):
+    busy, together, quality = [], [], {"todi": 15, "sft": 12}
+
+    def execute(item):
+        run = campaign.run_in(item)
+        assert run not in busy
+        assert isinstance(item, Run) or run in records or run == campaign.THE_TEACHER
+        busy.append(run)
+        together.append(len(busy))
+        time.sleep(0.002)
+        busy.remove(run)
+        return invented(item, quality)
+
+    monkeypatch.setattr(campaign, "execute", execute)
+    campaign.run_all(records, 3)
+    assert max(together) == 3
+    one_by_one = Records(tmp_path / "one.jsonl")
+    finish(one_by_one, quality)
+    assert records.by_name == one_by_one.by_name == Records(records.path).by_name
+
+
+def test_a_run_that_fails_ends_the_campaign_and_loses_no_record(records, monkeypatch):
+    failed = threading.Event()
+
+    def execute(item):
+        if item.name.startswith("todi"):
+            failed.set()
+            raise subprocess.CalledProcessError(1, ["train"])
+        assert failed.wait(10)
+        return invented(item, {})
+
+    monkeypatch.setattr(campaign, "execute", execute)
+    with pytest.raises(subprocess.CalledProcessError):
+        campaign.run_all(records, 2)
+    assert list(Records(records.path).by_name) == ["sft-lr0.0003-seed10"]
