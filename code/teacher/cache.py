@@ -33,8 +33,10 @@ from models.sharding import frozen_linear
 from runtime.atomic import WriteError, existing_part, new_file, remove_unfinished, write_text
 from runtime.deepspeed_settings import dtype_name
 from runtime.locks import Held, lock
+from runtime.log import logger
 
 FORMAT = 1
+SECONDS_BETWEEN_LOOKS = 1.0  # at a lock that another run holds
 MANIFEST, HEAD, LOCK = "manifest.json", "head.safetensors", ".filling.lock"
 SHARD_BYTES, SHARD_SECONDS = 2**28, 60.0  # a shard is written when it reaches this size or age
 HUB_FILES = ["config.json", MODEL, INDEX, "model-*.safetensors"]
@@ -131,15 +133,18 @@ class TeacherCache:
     def lock(self) -> TextIO:
         """Keeps other runs from filling the cache until the returned file is closed, and removes unfinished files.
 
-        Raises ValueError if another run holds the lock.
+        Waits for another run that is filling it. A pause between two looks, not a blocking lock: signals end the wait.
         """
-        try:
-            file, _ = lock(self.folder / LOCK)
-        except Held as holder:
-            raise ValueError(
-                f"--teacher-cache {self.folder}: another run is filling it ({holder}); start this one when that one "
-                "trains"
-            ) from None
+        told = False
+        while True:
+            try:
+                file, _ = lock(self.folder / LOCK)
+                break
+            except Held as holder:
+                if not told:
+                    logger.info("teacher cache %s: another run is filling it (%s); waits for it", self.folder, holder)
+                told = True
+                time.sleep(SECONDS_BETWEEN_LOOKS)
         remove_unfinished(self.folder)
         return file
 

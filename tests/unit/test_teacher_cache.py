@@ -4,6 +4,7 @@ Shapes: N response positions, E hidden size of the teacher.
 """
 
 import json
+import logging
 import shutil
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -21,6 +22,7 @@ from models.loading import load_teacher, load_tokenizer
 from models.probes import split
 from runtime.atomic import WriteError
 from runtime.locks import Held
+from runtime.log import logger
 from teacher import cache as cache_module
 from teacher import filling
 from teacher.cache import ShardWriter, TeacherCache, fingerprint
@@ -190,11 +192,16 @@ def test_a_failed_write_is_raised_at_the_end_of_the_pass(tiny, tmp_path, monkeyp
     assert not list(tmp_path.glob("states-*"))
 
 
-def test_one_run_fills_it_at_a_time_and_removes_what_a_killed_one_left(tiny, tmp_path, monkeypatch):
+def test_one_run_fills_it_at_a_time_and_removes_what_a_killed_one_left(tiny, tmp_path, monkeypatch, caplog):
     (tmp_path / ".states-1.safetensors.tmp").touch()
     cache = TeacherCache(str(tmp_path), made_by(tiny))
     cache.lock().close()
     assert not list(tmp_path.glob(".*.tmp"))
-    monkeypatch.setattr(cache_module, "lock", Mock(side_effect=Held("host a, pid 7")))
-    with pytest.raises(ValueError, match=r"another run is filling it \(host a, pid 7\)"):
+    monkeypatch.setattr(cache_module, "SECONDS_BETWEEN_LOOKS", 0.0)
+    attempts = Mock(side_effect=[Held("host a, pid 7"), Held("host a, pid 7"), (Mock(), None)])
+    monkeypatch.setattr(cache_module, "lock", attempts)
+    monkeypatch.setattr(logger, "propagate", True)
+    with caplog.at_level(logging.INFO, logger="distillation"):
         cache.lock()
+    assert attempts.call_count == 3
+    assert caplog.text.count("another run is filling it (host a, pid 7); waits for it") == 1
