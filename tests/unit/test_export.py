@@ -254,7 +254,7 @@ def test_the_card_of_an_export(tiny, run, tmp_path, monkeypatch):
     assert origin(str(tmp_path / "out")).hub_id == "org/start"
 
 
-def set_scores_come_from_the_evaluations_of_the_checkpoint(run):
+def test_set_scores_come_from_the_evaluations_of_the_checkpoint(run):
     folder = run / "eval" / CHECKPOINT / "dolly-valid/abc"
     for seed, shift in ((10, 0.0), (20, 2.0)):
         (folder / f"seed{seed}").mkdir(parents=True)
