@@ -39,7 +39,14 @@ from models.loading import load_student
 from models.probes import batch_layout, split
 from preflight import estimates
 from preflight.checks import check
-from preflight.estimates import bytes_per_rank, check_writable, estimate_disk, estimate_steps, fullest_batch
+from preflight.estimates import (
+    bytes_per_rank,
+    check_positions,
+    check_writable,
+    estimate_disk,
+    estimate_steps,
+    fullest_batch,
+)
 from preflight.machine import host_memory
 from preflight.report import Report, size
 from preflight.skeleton import ModelFacts, check_adapter_fits, student_facts
@@ -586,6 +593,15 @@ def test_the_doctor_names_all_that_is_wrong(tiny, rows, tmp_path, teacher, capsy
     assert run_doctor(tiny, rows, *wrong, "--model-path", "nowhere/at/all", "--data-dir", "nowhere") == 2
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[1] for line in lines if line.startswith("error: ")] == ["--model-path", "--data-dir"]
+
+
+def test_an_answer_longer_than_the_positions_is_refused(tiny, rows):
+    student = student_facts(config_of(tiny, rows).model, Report())
+    fits, exceeds = ["--eval-gen", "--max-new-tokens", "448"], ["--eval-gen", "--max-new-tokens", "449"]
+    check_positions(config_of(tiny, rows, *fits), 128, [student])
+    check_positions(config_of(tiny, rows, *exceeds[1:]), 128, [student])
+    with pytest.raises(ValueError, match=r"^--max-new-tokens 449: \S+ has 512 positions; lower it$"):
+        check_positions(config_of(tiny, rows, *exceeds), 128, [student])
 
 
 def of_resume(tiny, rows, folder, *flags) -> tuple[str, str]:
