@@ -51,7 +51,7 @@ from preflight.machine import host_memory
 from preflight.report import Report, size
 from preflight.skeleton import ModelFacts, check_adapter_fits, student_facts
 from runtime import ranks as runtime_ranks
-from runtime.deepspeed_settings import DeepSpeedSettings
+from runtime.deepspeed_settings import DeepSpeedSettings, slow_on_this_cpu
 from runtime.ranks import Ranks
 from teacher.states import LiveTeacher, dropped_mass
 from tiny import llama
@@ -129,6 +129,14 @@ def test_half_precision_without_its_instructions_is_warned_of(
     preflight = check(zero_3(tiny, rows, tmp_path, precision))
     preflight.describe_models()
     assert (f"this CPU has no {precision} instructions" in "".join(preflight.report.warnings)) != has_instructions
+
+
+def test_a_build_without_onednn_is_slow_on_a_cpu_and_not_asked_elsewhere(monkeypatch):
+    monkeypatch.setattr(torch.ops, "mkldnn", None)  # such a build has no such operators
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert slow_on_this_cpu(torch.bfloat16) and not slow_on_this_cpu(torch.float32)
+    monkeypatch.setattr(get_accelerator(), "device_name", lambda: "cuda")
+    assert not slow_on_this_cpu(torch.bfloat16)
 
 
 def test_a_sharded_teacher_needs_a_supported_precision(tiny, rows, tmp_path, supports):
