@@ -603,6 +603,13 @@ def test_the_doctor_names_all_that_is_wrong(tiny, rows, tmp_path, teacher, capsy
     assert [line.split()[1] for line in lines if line.startswith("error: ")] == ["--model-path", "--data-dir"]
 
 
+def test_the_doctor_names_unreadable_rows_once(tiny, rows, tmp_path, capsys):
+    """The cache of rows reads them, and so does the search for a state to resume."""
+    (tmp_path / "train.jsonl").write_text("")
+    assert run_doctor(tiny, tmp_path, "--processed-data-dir", tmp_path / "cache") == 2
+    assert capsys.readouterr().out.count("train.jsonl: no rows") == 1
+
+
 def test_an_answer_longer_than_the_positions_is_refused(tiny, rows):
     student = student_facts(config_of(tiny, rows).model, Report())
     fits, exceeds = ["--eval-gen", "--max-new-tokens", "448"], ["--eval-gen", "--max-new-tokens", "449"]
