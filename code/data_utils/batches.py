@@ -117,7 +117,7 @@ class Batch:
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
         tensors = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
         if device.type != "cpu":
-            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+            tensors = {name: tensor.pin_memory() if tensor.is_cpu else tensor for name, tensor in tensors.items()}
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
 
