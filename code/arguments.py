@@ -729,15 +729,20 @@ class GenerateConfig(NamedTuple):
     ignored_flags: tuple[str, ...]
 
 
-def parse_train_arguments(argv: Sequence[str]) -> TrainConfig:
+def parse_train_arguments(argv: Sequence[str], program: str = "code/distillation.py") -> TrainConfig:
     """Flags of `code/distillation.py`. Raises ValueError with the flag, its value and the remedy."""
     groups = ModelArguments, TeacherArguments, KDArguments, DataArguments, TrainArguments, GenerationArguments
-    config = TrainConfig(*parse(argv, (*groups, OnPolicyArguments), "code/distillation.py"))
+    config = TrainConfig(*parse(argv, (*groups, OnPolicyArguments), program))
     if config.on_policy.distillm2 and config.kd.kd_objective is None:
         config = config._replace(kd=replace(config.kd, kd_objective="sfkl"))
     check_objective("--kd-objective", config.kd.objective)
     check_objective("--student-kd-objective", config.on_policy.student_kd_objective)
     return config
+
+
+def parse_doctor_arguments(argv: Sequence[str]) -> TrainConfig:
+    """Flags of `code/doctor.py`, which are those of training."""
+    return parse_train_arguments(argv, "code/doctor.py")
 
 
 def parse_evaluate_arguments(argv: Sequence[str]) -> EvaluateConfig:

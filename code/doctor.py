@@ -7,11 +7,11 @@ probes their heads and the packing of batches as training does. It writes only t
 and LOCAL_WORLD_SIZE, if set, are those of the run. Exit code 0: the run can start (read the warnings); 2: it cannot.
 """
 
-from arguments import TrainConfig, parse_train_arguments
+from arguments import TrainConfig, parse_doctor_arguments
 from flags import answer_early
 
 if __name__ == "__main__":  # before the imports that take seconds
-    answer_early(parse_train_arguments)
+    answer_early(parse_doctor_arguments)
 
 import os
 import sys
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
     if os.environ.get("RANK", "0") != "0":
         return
     with exit_on(USER_ERROR_CODES):
-        report = report_on(parse_train_arguments(argv))
+        report = report_on(parse_doctor_arguments(argv))
     print(report)
     sys.exit(WRONG_INPUT if report.errors else 0)
 

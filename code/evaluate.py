@@ -77,7 +77,7 @@ def plan(config: EvaluateConfig) -> list[Job]:
     for checkpoint in find_checkpoints(config.checkpoints):
         tokenizer = checkpoint.tokenizer(config.checkpoints)
         args = fill_in(config.evaluate, checkpoint)
-        checkpoint.check_length(config.checkpoints, args.max_length)
+        checkpoint.check_length(config.checkpoints, args, config.generation.max_new_tokens)
         template = prompt_template(args.prompt_template, tokenizer)
         jobs.append(Job(checkpoint, args, tokenizer, template, read_sets(args, template)))
     return jobs

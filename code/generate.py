@@ -74,7 +74,7 @@ def plan(
     args = fill_in_lengths(config.generate, run_of(checkpoint))
     if args.max_length <= args.max_prompt_length:
         raise ValueError(f"--max-length {args.max_length}: pass more than --max-prompt-length {args.max_prompt_length}")
-    checkpoint.check_length(config.checkpoints, args.max_length)
+    checkpoint.check_length(config.checkpoints, args, config.generation.max_new_tokens)
     template = prompt_template(args.prompt_template, tokenizer)
     return checkpoint, replace(args, data_dir=str(locate(args.data_dir))), tokenizer, template
 

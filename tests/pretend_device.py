@@ -134,6 +134,8 @@ class Rehearsal(TorchDispatchMode):
 
     @staticmethod
     def _pin(tensor):
+        if not tensor.is_cpu:
+            raise RuntimeError("only dense CPU tensors can be pinned")
         pinned = tensor.clone()
         setattr(pinned, PINNED, True)
         return pinned

@@ -76,6 +76,11 @@ class ExampleTable(Protocol):
         """`Example.key` of every example."""
 
 
+def longest_prompt(data: ExampleTable, max_prompt_length: int) -> int:
+    """An upper bound of the prompts' tokens: of a chat, what is not learnt is more than the prompt."""
+    return min(int((data.lengths - data.responses).max()), max_prompt_length)
+
+
 @dataclass(frozen=True)
 class Batch:
     """Rows of tokens. Exactly one of `position_ids_RT` (packed) and `attention_mask_RT` (padded) is set.
@@ -112,7 +117,7 @@ class Batch:
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
         tensors = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
         if device.type != "cpu":
-            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+            tensors = {name: tensor.pin_memory() if tensor.is_cpu else tensor for name, tensor in tensors.items()}
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
 

@@ -37,7 +37,7 @@ def chat_of(row: dict[str, Any]) -> str | None:
 
 
 def prompt_key(text: str) -> str:
-    """Equal for rows with the same prompt; of chats, with the same first question. A row that is refused is its own."""
+    """Equal for rows of one prompt, or of chats that are equal up to their first question. A refused row is its own."""
     try:
         row = fields_of(text, "")
     except ValueError:

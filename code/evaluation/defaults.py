@@ -51,17 +51,29 @@ class Checkpoint:
             revision=args.model_revision,
         )
 
-    def check_length(self, args: CheckpointArguments, max_length: int) -> None:
-        """Raises ValueError if prompt and answer together may have more tokens than the model has positions."""
+    def check_length(
+        self, args: CheckpointArguments, lengths: EvaluateArguments | GenerateArguments, answer: int | None
+    ) -> None:
+        """Raises ValueError if prompt and answer together may have more tokens than the model has positions.
+
+        lengths: with none left open. answer: of --max-new-tokens, where it is given.
+        """
         base, _, revision = check_checkpoint(self.model_path, self.peft_path, args.model_revision)
         config = AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=args.trust_remote_code)
         positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-        if positions is not None and max_length > positions:
+        longest = lengths.max_length if answer is None else lengths.max_prompt_length + answer
+        if positions is None or longest <= positions:
+            return
+        if answer is not None:
             raise ValueError(
-                f"--max-length {max_length}: {self.path} has {positions} positions; pass --max-length {positions} "
-                f"--max-prompt-length {positions // 2}, or less (in front of a script: MAX_LENGTH={positions} "
-                f"MAX_PROMPT_LENGTH={positions // 2})"
+                f"--max-new-tokens {answer}: after a prompt of --max-prompt-length {lengths.max_prompt_length} that is "
+                f"{longest:,} tokens, and {self.path} has {positions:,} positions; lower one of them"
             )
+        raise ValueError(
+            f"--max-length {lengths.max_length}: {self.path} has {positions} positions; pass --max-length {positions} "
+            f"--max-prompt-length {positions // 2}, or less (in front of a script: MAX_LENGTH={positions} "
+            f"MAX_PROMPT_LENGTH={positions // 2})"
+        )
 
 
 def find_checkpoints(args: CheckpointArguments) -> list[Checkpoint]:

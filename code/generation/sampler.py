@@ -43,7 +43,7 @@ class Sampled:
 class StudentSampler:
     """args: with no value left open (`preflight.defaults`).
 
-    max_prompt_length: of the longest prompt. max_length: of prompt and answer; what exceeds it is sampled and cut off.
+    longest_prompt: no prompt has more tokens. max_length: of prompt and answer; what exceeds it is sampled and cut off.
     partitioned: under ZeRO-3 a whole copy of the student samples.
     """
 
@@ -53,13 +53,13 @@ class StudentSampler:
         tokenizer: PreTrainedTokenizerBase,
         args: OnPolicyArguments,
         seed: int,
-        max_prompt_length: int,
+        longest_prompt: int,
         max_length: int,
         device: torch.device,
         partitioned: bool = False,
     ):
         self._student, self._tokenizer, self._args = student, tokenizer, args
-        self._seed, self._max_prompt_length, self._max_length = seed, max_prompt_length, max_length
+        self._seed, self._longest_prompt, self._max_length = seed, longest_prompt, max_length
         self._copy = WholeCopy(student.model, device) if partitioned else None
 
     def sample(self, prompts: dict[int, Sequence[int]], step: int) -> Sampled:
@@ -95,7 +95,7 @@ class StudentSampler:
     def _generator(self, model: PreTrainedModel | PeftModel) -> Generator:
         args, head = self._args, self._student.head
         if args.gen_engine == "vllm":
-            refresh(model, self._max_prompt_length + args.gen_max_new_tokens)
+            refresh(model, self._longest_prompt + args.gen_max_new_tokens)
         decoding = GenerationArguments(
             do_sample=True,
             temperature=args.gen_temperature,

@@ -1,4 +1,4 @@
-"""How a checkpoint is asked, for its card: the text of a prompt, and a Transformers snippet that runs.
+"""How to prompt a checkpoint, for its card: the text of a prompt, and a Transformers snippet that runs.
 
 In: the prompt template that it was trained with. Out: markdown.
 """
@@ -32,7 +32,7 @@ def usage(template: PromptTemplate, answer_length: int | None, adapter: bool) ->
     code = "\n".join((LOAD, question, ANSWER.format(length=answer_length or LENGTH)))
     blocks = [f"{title}\n\n~~~~text\n{prompt}\n~~~~" for title, prompt in zip(titles, prompts)]
     note = "Training rows with a `prompt` of their own were used as they are, without this template."
-    needs = ["An adapter: needs the package `peft`, and its base model."] if adapter else []
+    needs = ["This is a LoRA adapter: loading it needs the package `peft` and its base model."] if adapter else []
     return "\n\n".join((*needs, f"```python\n{code}\n```", *blocks, note))
 
 

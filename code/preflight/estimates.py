@@ -72,12 +72,16 @@ def describe_data(
 
 def check_positions(config: TrainConfig, longest: int, models: list[ModelFacts]) -> None:
     """Raises ValueError if a row, or an answer made in training, may have more tokens than a model has positions."""
+    data, answer = config.data, config.generation.max_new_tokens
     answers = config.train.eval_gen or config.on_policy.samples
-    needed = max(longest, config.data.max_length if answers else 0)
+    needed = {f"--max-length {data.max_length}": max(longest, data.max_length if answers else 0)}
+    if config.train.eval_gen and answer is not None:
+        needed[f"--max-new-tokens {answer}"] = data.max_prompt_length + answer
     for model in models:
         positions = getattr(model.text_config, "max_position_embeddings", None)
-        if positions is not None and needed > positions:
-            raise ValueError(f"--max-length {config.data.max_length}: {model.path} has {positions} positions; lower it")
+        for flag, tokens in needed.items():
+            if positions is not None and tokens > positions:
+                raise ValueError(f"{flag}: {model.path} has {positions} positions; lower it")
 
 
 def estimate_steps(config: TrainConfig, train: InstructionDataset, ranks: Ranks, report: Report) -> EpochPlan:

@@ -6,6 +6,7 @@ guessed: the log has those of the first sampled steps (`generation_s`).
 
 from arguments import TrainConfig
 from criterions import Criterion
+from data_utils.batches import longest_prompt
 from data_utils.dataset import InstructionDataset
 from data_utils.epoch_plan import EpochPlan
 from data_utils.sources import training_sources
@@ -67,8 +68,7 @@ def describe_rows(
     report.fact("rows", shares[args.schedule])
     if not args.samples:
         return
-    # Of a chat, what is not learnt is more than the prompt.
-    longest = min(int((train.lengths - train.responses).max()), config.data.max_prompt_length) + answer
+    longest = longest_prompt(train, config.data.max_prompt_length) + answer
     if student is not None:
         _check_positions(student, longest, answer)
     groups = -(-rows // max(1, args.gen_tokens_per_batch // longest))

@@ -27,11 +27,11 @@ class Report:
 
     @contextmanager
     def collect_errors(self) -> Iterator[None]:
-        """An error of the user's in the block (ValueError, OSError) goes into the report, one entry per line."""
+        """An error of the user's in the block (ValueError, OSError) goes into the report, each line once."""
         try:
             yield
         except USER_ERRORS as error:
-            self.errors += str(error).splitlines()
+            self.errors += [line for line in str(error).splitlines() if line not in self.errors]
 
     def stop_on_errors(self) -> None:
         """Raises ValueError with one line per error, if there are any."""

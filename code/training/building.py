@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from arguments import TrainConfig
 from criterions import Criterion
-from data_utils.batches import Layout
+from data_utils.batches import Layout, longest_prompt
 from data_utils.dataset import InstructionDataset
 from data_utils.epoch_plan import EpochPlan, epoch_plan, total_steps
 from data_utils.prompts import PromptTemplate, prompt_template
@@ -157,7 +157,7 @@ def _row_source(
     if not args.enabled:
         return DataRows(train)
     partitioned = engine.zero_optimization_stage() == 3
-    lengths = config.data.max_prompt_length, config.data.max_length
+    lengths = longest_prompt(train, config.data.max_prompt_length), config.data.max_length
     sampler = StudentSampler(student, tokenizer, args, config.train.seed, *lengths, engine.device, partitioned)
     logger.info(
         "rows %s: sampled ones train KD alone, times --kd-rate %g; CE needs data", args.schedule, config.kd.kd_rate

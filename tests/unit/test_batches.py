@@ -128,6 +128,8 @@ def test_batches_move_whole():
         assert getattr(moved, name).device == DEVICE, name
     assert moved.attention_mask_RT is None and (moved.tokens, moved.longest, moved.positions_per_rank) == (2, 2, (1,))
     assert not rehearsal.waits
+    with rehearsal:
+        assert moved.to(DEVICE).labels_N.device == DEVICE, "a batch that is there may be moved again"
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -508,7 +508,12 @@ def test_a_template_that_writes_the_date_writes_the_same_one_every_day(writes, d
 
 
 @pytest.mark.parametrize(
-    "use", ["{% set f = '%Y' %}{{ strftime_now(f) }}", "{% set now = strftime_now %}{{ now('%d') }}"]
+    "use",
+    [
+        "{% set f = '%Y' %}{{ strftime_now(f) }}",
+        "{% set now = strftime_now %}{{ now('%d') }}",
+        "{{ strftime_now('%d' | replace('a', 'b')) }}",
+    ],
 )
 def test_a_date_that_cannot_be_fixed_is_refused(use):
     tokenizer = KINDS["llama-3"].tokenizer()

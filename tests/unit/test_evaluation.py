@@ -582,6 +582,7 @@ def places(tiny, rows, adapter, tmp_path):
         ("--metrics bleurt", "--metrics bleurt: no such metric; there are "),
         ("--model-path {adapter} {rows} --peft-path {adapter}", "pass one model, the base of all --peft-path"),
         ("--max-length 900", "has 512 positions; pass --max-length 512 --max-prompt-length 256, or less"),
+        ("--max-new-tokens 900", "--max-new-tokens 900: after a prompt of --max-prompt-length 64 that is 964 tokens"),
         ("--split test", "--data-dir {rows}: no test.jsonl there (found: dev.jsonl, t"),
         ("--model-path {adapter} --peft-path {adapter}", "--model-path {adapter}: a LoRA adapter"),
         ("--model-path {no_base}", "--model-path BASE --peft-path {no_base}"),

@@ -325,7 +325,7 @@ def test_the_snippet_of_a_card_asks_as_training_did(tiny, tmp_path, root, monkey
     assert prompt == row.prompt and known["answer"].shape[1] <= len(known["inputs"]["input_ids"][0]) + 8
     placeholder = "{question}" if template.takes_chats else "{instruction}"
     assert f"~~~~text\n{prompt.replace(QUESTION, placeholder)}\n~~~~" in card
-    assert ("needs the package `peft`" in card) == adapter
+    assert ("it needs the package `peft`" in card) == adapter
 
 
 @pytest.mark.parametrize("path", ["/gone/model", "outputs/gone", "a/b/c", "./x", "runs/lr--1e-4", "a/x.git"])

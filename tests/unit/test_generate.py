@@ -299,6 +299,7 @@ def test_a_failed_write_ends_with_its_code(make, tmp_path, monkeypatch):
             "has 512 positions; pass --max-length 512 --max-prompt-length 256, or less (in front of a script: "
             "MAX_LENGTH=512 MAX_PROMPT_LENGTH=256)",
         ),
+        ("--max-new-tokens 449", "has 512 positions; lower one of them"),
         ("--max-length 64", "--max-length 64: pass more than --max-prompt-length 64"),
         ("--prompts-per-save 0", "--prompts-per-save 0: pass a number of at least 1"),
         ("--generator vllm", "--generator vllm: vllm is not installed"),

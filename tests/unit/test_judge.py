@@ -392,7 +392,7 @@ def test_one_judge_at_a_time(stub, judge, tmp_path):
 @pytest.mark.parametrize(
     ("variables", "words", "said"),
     [
-        ({"JUDGE_URL": ""}, (), "JUDGE_URL : set it to the endpoint, such as http://localhost:8000/v1"),
+        ({"JUDGE_URL": ""}, (), "error: JUDGE_URL: set it to the endpoint, such as http://localhost:8000/v1"),
         ({"JUDGE_URL": "file:///etc/passwd"}, (), "JUDGE_URL file:///etc/passwd: set it to the endpoint"),
         ({"JUDGE_URL": f"http://me:{KEY}@host/v1"}, (), "JUDGE_URL: it holds a key or a query"),
         ({"JUDGE_URL": f"http://host/v1?key={KEY}"}, (), "JUDGE_URL: it holds a key or a query"),

@@ -31,6 +31,7 @@ from preflight.defaults import with_rows
 from teacher.cache import TeacherCache
 from teacher.states import LiveTeacher, RoutedTeacher
 from tiny import llama
+from training import building
 from training.guard import StepGuard
 from training.kind_metrics import KindMetrics
 from training.rank_batches import RankBatches
@@ -181,6 +182,18 @@ def test_one_vllm_engine_has_room_for_all_answers_of_a_run(student, tokenizer, m
     monkeypatch.setattr(sampler_module, "build_generator", lambda *_, **__: SimpleNamespace(**answers))
     sampled = sampler(student, tokenizer, max_length=36, gen_max_new_tokens=9, gen_engine="vllm")
     assert [len(row) for row in sampled.sample({0: [7] * 32}, 1).rows] == [36] and rooms == [32 + 9]
+
+
+def test_the_engine_needs_no_more_positions_than_preflight_counts(monkeypatch):
+    """vLLM refuses an engine for more tokens than the model has positions."""
+    lengths = []
+    monkeypatch.setattr(building, "StudentSampler", lambda *args: lengths.extend(args[4:6]))
+    words = "--model-path m --data-dir d --gkd --max-length 128 --max-prompt-length 64".split()
+    config = with_rows(parse_train_arguments(words))
+    module = SimpleNamespace(split_student=None)
+    engine = SimpleNamespace(module=module, zero_optimization_stage=lambda: 0, device=CPU)
+    building._row_source(config, engine, None, TRAIN, plan_of())
+    assert lengths == [7, 128], "tokens of the longest prompt, and of the longest row"
 
 
 def test_the_whole_copy_samples_what_the_student_does(tiny, tokenizer):

@@ -39,12 +39,19 @@ from models.loading import load_student
 from models.probes import batch_layout, split
 from preflight import estimates
 from preflight.checks import check
-from preflight.estimates import bytes_per_rank, check_writable, estimate_disk, estimate_steps, fullest_batch
+from preflight.estimates import (
+    bytes_per_rank,
+    check_positions,
+    check_writable,
+    estimate_disk,
+    estimate_steps,
+    fullest_batch,
+)
 from preflight.machine import host_memory
 from preflight.report import Report, size
 from preflight.skeleton import ModelFacts, check_adapter_fits, student_facts
 from runtime import ranks as runtime_ranks
-from runtime.deepspeed_settings import DeepSpeedSettings
+from runtime.deepspeed_settings import DeepSpeedSettings, slow_on_this_cpu
 from runtime.ranks import Ranks
 from teacher.states import LiveTeacher, dropped_mass
 from tiny import llama
@@ -122,6 +129,14 @@ def test_half_precision_without_its_instructions_is_warned_of(
     preflight = check(zero_3(tiny, rows, tmp_path, precision))
     preflight.describe_models()
     assert (f"this CPU has no {precision} instructions" in "".join(preflight.report.warnings)) != has_instructions
+
+
+def test_a_build_without_onednn_is_slow_on_a_cpu_and_not_asked_elsewhere(monkeypatch):
+    monkeypatch.setattr(torch.ops, "mkldnn", None)  # such a build has no such operators
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert slow_on_this_cpu(torch.bfloat16) and not slow_on_this_cpu(torch.float32)
+    monkeypatch.setattr(get_accelerator(), "device_name", lambda: "cuda")
+    assert not slow_on_this_cpu(torch.bfloat16)
 
 
 def test_a_sharded_teacher_needs_a_supported_precision(tiny, rows, tmp_path, supports):
@@ -586,6 +601,22 @@ def test_the_doctor_names_all_that_is_wrong(tiny, rows, tmp_path, teacher, capsy
     assert run_doctor(tiny, rows, *wrong, "--model-path", "nowhere/at/all", "--data-dir", "nowhere") == 2
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[1] for line in lines if line.startswith("error: ")] == ["--model-path", "--data-dir"]
+
+
+def test_the_doctor_names_unreadable_rows_once(tiny, rows, tmp_path, capsys):
+    """The cache of rows reads them, and so does the search for a state to resume."""
+    (tmp_path / "train.jsonl").write_text("")
+    assert run_doctor(tiny, tmp_path, "--processed-data-dir", tmp_path / "cache") == 2
+    assert capsys.readouterr().out.count("train.jsonl: no rows") == 1
+
+
+def test_an_answer_longer_than_the_positions_is_refused(tiny, rows):
+    student = student_facts(config_of(tiny, rows).model, Report())
+    fits, exceeds = ["--eval-gen", "--max-new-tokens", "448"], ["--eval-gen", "--max-new-tokens", "449"]
+    check_positions(config_of(tiny, rows, *fits), 128, [student])
+    check_positions(config_of(tiny, rows, *exceeds[1:]), 128, [student])
+    with pytest.raises(ValueError, match=r"^--max-new-tokens 449: \S+ has 512 positions; lower it$"):
+        check_positions(config_of(tiny, rows, *exceeds), 128, [student])
 
 
 def of_resume(tiny, rows, folder, *flags) -> tuple[str, str]:

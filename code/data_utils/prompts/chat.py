@@ -23,7 +23,7 @@ from data_utils.prompts.base import Message, PromptTemplate
 PROBE = "answer"  # looked for in what a template writes
 SHIPPED = "configs/chat.jinja"  # a template for any tokenizer
 DATE = datetime(2024, 7, 26)  # as Llama 3's templates write it where they are given none
-TODAY = re.compile(r"""strftime_now\s*\(\s*(["'])(.*?)\1\s*\)""")  # Transformers' function, with the date's format
+TODAY = re.compile(r"""strftime_now\s*\(\s*(["'])([^"']*)\1\s*\)""")  # Transformers' function, with the date's format
 OTHER_USE = re.compile(r"strftime_now(?!\s+is\s+(not\s+)?defined)")
 
 Spans = list[tuple[int, int]]  # first token, and the one after the last

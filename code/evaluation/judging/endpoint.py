@@ -63,7 +63,7 @@ class Endpoint:
         if parts.username or parts.password or parts.query:
             raise ValueError("JUDGE_URL: it holds a key or a query; only JUDGE_API_KEY is kept out of files and logs")
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"JUDGE_URL {url}: set it to the endpoint, such as http://localhost:8000/v1")
+            raise ValueError(f"{f'JUDGE_URL {url}'.strip()}: set it to the endpoint, such as http://localhost:8000/v1")
         if not all(33 <= ord(letter) <= 126 for letter in key):
             raise ValueError("JUDGE_API_KEY: it holds a space or a letter that no key has; set it again")
         if not model:
