@@ -241,9 +241,14 @@ def run_in(item: Run | Score) -> Run:
 
 
 def execute(item: Run | Score) -> dict:
-    """Trains or scores; returns the record. Raises CalledProcessError with the command that failed."""
+    """Trains or scores; returns the record. Raises CalledProcessError with the command that failed.
+
+    A checkpoint that is gone is trained again first, except the teacher: FileNotFoundError.
+    """
     run, began = run_in(item), time.monotonic()
     if isinstance(item, Run) or not list(run.folder.glob("epoch*_step*")):
+        if run == THE_TEACHER:
+            raise FileNotFoundError(f"{TEACHER}: no checkpoint; scripts/smollm2/reproduce.sh trains the teacher")
         train(run)
         if isinstance(item, Run):
             return train_record(run, time.monotonic() - began)

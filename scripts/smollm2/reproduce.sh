@@ -38,7 +38,7 @@ if [[ ! -d $teacher_path ]]; then run_printed "$PYTHON" scripts/smollm2/unpack_t
 
 # Each step is skipped where it is finished already.
 run_family_script() { env DATA_DIR="$rows" "$@"; }
-run_family_script EVAL_GEN=0 bash scripts/smollm2/sft_teacher.sh
+run_family_script EVAL_GEN=0 SAVE_DIR="$TEACHER_MODEL_PATH" bash scripts/smollm2/sft_teacher.sh
 if [[ ! -d $student_path ]]; then run_family_script bash scripts/smollm2/make_student.sh; fi
 if [[ ! -d ${student_path/18L/12L} ]]; then
     run_family_script bash scripts/smollm2/make_student.sh --layers 12 --save-dir "${student_path/18L/12L}"

@@ -121,6 +121,18 @@ def test_a_score_whose_checkpoint_is_gone_trains_again(records, monkeypatch):
     assert calls == ["scripts/smollm2/kd_student.sh", "scripts/eval/run_eval.sh"]
 
 
+def test_the_teacher_is_scored_and_never_trained_as_a_student(monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr(campaign, "call", lambda command, variables: calls.append(command[1]))
+    monkeypatch.setattr(campaign, "score_record", lambda score, seconds: {})
+    monkeypatch.setattr(campaign, "TEACHER", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint; scripts/smollm2/reproduce.sh"):
+        campaign.execute(Score(campaign.THE_TEACHER, "greedy"))
+    (tmp_path / "epoch1_step113_loss2.3735").mkdir()
+    campaign.execute(Score(campaign.THE_TEACHER, "greedy"))
+    assert calls == ["scripts/eval/run_eval.sh"]
+
+
 def test_several_jobs_make_the_same_runs_and_never_share_a_folder(records, tmp_path, monkeypatch):
     busy, together, quality = [], [], {"todi": 15, "sft": 12}
 
