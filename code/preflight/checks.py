@@ -103,7 +103,8 @@ class Preflight:
         describe_data(config, train, dev, report)
         with report.collect_errors():
             longest = int(max(data.lengths.max() for data in datasets))
-            check_positions(config, longest, [model for model in (self.student, self.teacher) if model is not None])
+            models = [model for model in (self.student, self.teacher) if model is not None]
+            check_positions(config, longest, models, report)
         plan = estimate_steps(config, train, self.ranks, report)
         if config.on_policy.enabled:
             with report.collect_errors():

@@ -70,8 +70,11 @@ def describe_data(
                 report.warn(f"{name}: {count / len(data):.0%} of the {cut}; raise {flag}")
 
 
-def check_positions(config: TrainConfig, longest: int, models: list[ModelFacts]) -> None:
-    """Raises ValueError if a row, or an answer made in training, may have more tokens than a model has positions."""
+def check_positions(config: TrainConfig, longest: int, models: list[ModelFacts], report: Report) -> None:
+    """Raises ValueError if a row, or an answer made in training, may have more tokens than a model has positions.
+
+    A warning where only an answer of a later evaluation may have, which takes the lengths of the run.
+    """
     data, answer = config.data, config.generation.max_new_tokens
     answers = config.train.eval_gen or config.on_policy.samples
     needed = {f"--max-length {data.max_length}": max(longest, data.max_length if answers else 0)}
@@ -82,6 +85,11 @@ def check_positions(config: TrainConfig, longest: int, models: list[ModelFacts])
         for flag, tokens in needed.items():
             if positions is not None and tokens > positions:
                 raise ValueError(f"{flag}: {model.path} has {positions} positions; lower it")
+        if positions is not None and data.max_length > positions:
+            report.warn(
+                f"--max-length {data.max_length}: {model.path} has {positions} positions, enough for these rows, but "
+                f"an evaluation with the lengths of this run will be refused; pass --max-length {positions}"
+            )
 
 
 def estimate_steps(config: TrainConfig, train: InstructionDataset, ranks: Ranks, report: Report) -> EpochPlan:

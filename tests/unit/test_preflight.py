@@ -613,10 +613,14 @@ def test_the_doctor_names_unreadable_rows_once(tiny, rows, tmp_path, capsys):
 def test_an_answer_longer_than_the_positions_is_refused(tiny, rows):
     student = student_facts(config_of(tiny, rows).model, Report())
     fits, exceeds = ["--eval-gen", "--max-new-tokens", "448"], ["--eval-gen", "--max-new-tokens", "449"]
-    check_positions(config_of(tiny, rows, *fits), 128, [student])
-    check_positions(config_of(tiny, rows, *exceeds[1:]), 128, [student])
+    report = Report()
+    check_positions(config_of(tiny, rows, *fits), 128, [student], report)
+    check_positions(config_of(tiny, rows, *exceeds[1:]), 128, [student], report)
+    assert not report.warnings
+    check_positions(config_of(tiny, rows, "--max-length", "1000"), 128, [student], report)
+    assert "--max-length 1000: " in report.warnings[0] and "pass --max-length 512" in report.warnings[0]
     with pytest.raises(ValueError, match=r"^--max-new-tokens 449: \S+ has 512 positions; lower it$"):
-        check_positions(config_of(tiny, rows, *exceeds), 128, [student])
+        check_positions(config_of(tiny, rows, *exceeds), 128, [student], report)
 
 
 def of_resume(tiny, rows, folder, *flags) -> tuple[str, str]:
