@@ -12,7 +12,7 @@
 set -euo pipefail
 
 BASE_MODEL_PATH=${BASE_MODEL_PATH:-} # of an adapter; empty: the base that the adapter names
-DATA_DIRS=${DATA_DIRS:-data/dolly:data/self-inst:data/vicuna:data/sinst/11_:data/uinst/11_} # colons between folders
+DATA_DIRS=${DATA_DIRS:-data/dolly:data/self-inst:data/vicuna:data/sinst/11_:data/uinst/11_} # colons between folders or files
 SEEDS=${SEEDS:-10 20 30 40 50}
 EVAL_NUM=${EVAL_NUM-10000} # first rows of a set, cuts uinst/11_ only; empty: all
 DO_SAMPLE=${DO_SAMPLE:-1}  # 0: greedy
@@ -36,13 +36,19 @@ else
     flags=(--model-path "${checkpoints[@]}")
 fi
 
-IFS=: read -r -a folders <<<"$DATA_DIRS"
+# is_there SET: a file, or a folder with the split in one of its forms (data/README.md)
+is_there() {
+    local form
+    for form in jsonl json csv parquet; do [[ -f $1/${SPLIT:-valid}.$form ]] && return; done
+    [[ -f $1 ]]
+}
+IFS=: read -r -a sets <<<"$DATA_DIRS"
 present=()
-for folder in "${folders[@]}"; do
-    if [[ -f $folder/${SPLIT:-valid}.jsonl ]] || dry_run; then
-        present+=("$folder")
+for set in "${sets[@]}"; do
+    if is_there "$set" || dry_run; then
+        present+=("$set")
     else
-        echo "skipped: $folder/${SPLIT:-valid}.jsonl is not there" >&2
+        echo "skipped: $set has no ${SPLIT:-valid}.jsonl (or .json, .csv, .parquet)" >&2
     fi
 done
 if [[ ${#present[@]} -gt 0 ]]; then

@@ -12,7 +12,8 @@ KD_OBJ=${KD_OBJ:-todi} # cross_entropy fkl rkl js tvd sfkl srkl akl abkd todi ad
 KD_RATE=${KD_RATE:-0.8} # weight of the divergence; 1 - KD_RATE is cross-entropy's
 KD_TEMP=${KD_TEMP:-1.0}
 TEACHER_CACHE=${TEACHER_CACHE:-} # outputs/tiny/teacher/cache: the teacher runs once, for all KD runs
-TRAIN_NUM=${TRAIN_NUM:-600} # rows; soft targets help most where the student sees few
+# rows of the shipped sample; soft targets help most where the student sees few
+if [[ -z ${DATA_DIR:-} ]]; then TRAIN_NUM=${TRAIN_NUM:-600}; fi
 BATCH_SIZE=${BATCH_SIZE:-16} # examples per step of one process
 EPOCH=${EPOCH:-24}
 SAVE_INTERVAL=${SAVE_INTERVAL:-24} # only the last epoch counts: dev NLL rises long before the answers get worse

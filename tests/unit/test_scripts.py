@@ -435,14 +435,24 @@ def test_evaluation_finds_the_run_from_where_it_is_called(tmp_path):
 def test_evaluation_skips_sets_that_are_not_there(copied_repository):
     (copied_repository / "a set").mkdir()
     (copied_repository / "a set/valid.jsonl").touch()
+    (copied_repository / "other").mkdir()
+    (copied_repository / "other/valid.csv").touch()
+    (copied_repository / "rows.json").touch()
     cases = (
-        ({"DATA_DIRS": "a set:absent"}, ["--data-dir", "a set"], "skipped: absent/valid.jsonl is not there"),
+        ({"DATA_DIRS": "a set:absent"}, ["--data-dir", "a set"], "skipped: absent has no valid.jsonl (or .json,"),
+        ({"DATA_DIRS": "other:rows.json"}, ["--data-dir", "other", "rows.json"], ""),
         ({}, [], "none of the data sets is there"),
     )
     for variables, data, message in cases:
         result = run_script(copied_repository / EVAL, "run", GPUS=0, PYTHON="/bin/true", **variables)
         assert result.returncode == 0 and message in result.stderr
         assert shlex.split(result.stdout)[4:][: len(data) + 1] == [*data, "--seeds"]
+
+
+def test_only_the_shipped_sample_is_cut_for_the_tiny_student():
+    script = ROOT / "scripts/tiny/kd_student.sh"
+    assert "--train-num 600" in run_script(script, DRY_RUN=1, GPUS=0).stdout
+    assert "--train-num" not in run_script(script, DRY_RUN=1, GPUS=0, DATA_DIR="own.csv").stdout
 
 
 # ---- real commands ---------------------------------------------------------------------------------------------------
