@@ -19,10 +19,9 @@ export PYTHON=${PYTHON:-.venv/bin/python}
 RUNS=outputs/quickstart/seed$SEED
 if [[ ! -d model_hub/tiny/student-init ]]; then "$PYTHON" scripts/tiny/make_models.py; fi
 
-# run NAME SCRIPT: trains into a fresh folder, evaluates on data/sample/valid.jsonl.
+# run NAME SCRIPT: trains afresh (an earlier run moves to previous/), evaluates on data/sample/valid.jsonl.
 run() {
-    rm -rf "${RUNS:?}/$1"
-    SAVE_DIR=$RUNS/$1 bash "$2"
+    SAVE_DIR=$RUNS/$1 bash "$2" --resume never
     bash scripts/tiny/evaluate.sh "$RUNS/$1"
 }
 run teacher scripts/tiny/sft_teacher.sh
