@@ -66,7 +66,10 @@ def _row(row: dict[str, Any], place: str, template: PromptTemplate, empty_refere
             raise ValueError(f"{place}: {name} is {type(row[name]).__name__}; write a string")
     instruction, input_text, prompt = (row.get(name) or "" for name in ("instruction", "input", "prompt"))
     if not (prompt or instruction):
-        raise ValueError(f"{place}: neither instruction nor prompt; every row needs one of them")
+        raise ValueError(
+            f"{place}: neither instruction nor prompt nor {' nor '.join(CHATS)}; it has {', '.join(row) or 'nothing'}; "
+            "rename the column of the questions to instruction, and that of the answers to output"
+        )
     if "output" not in row:
         raise ValueError(f"{place}: no output; write the response as a string, or several as a list")
     responses = _responses(row["output"], place, empty_references)
