@@ -63,7 +63,7 @@ def describe_rows(
         f"time that the dev NLL has risen by --loss-eps {args.loss_eps:g}; in the paper, the objective is a skewed KL "
         "(sfkl or srkl)",
         "pair": "every step trains its data and the student's answers to the same prompts; in the paper, the data are "
-        "the teacher's answers",
+        "the teacher's answers, and the objectives sfkl (--kd-objective) and srkl",
     }
     report.fact("rows", shares[args.schedule])
     if not args.samples:

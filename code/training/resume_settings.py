@@ -80,7 +80,8 @@ def check_settings(start: dict, new: dict, args: TrainArguments, source: Path) -
     if wrong:
         raise ValueError(
             f"--save-dir {args.save_dir}: the run in {source} cannot be continued with {', '.join(wrong)}; start it as "
-            "before, or start over with --resume never (what is there moves to previous/), or pass another --save-dir"
+            "before, or start over with --resume never (what is there moves to previous/), or pass another --save-dir "
+            "(SAVE_DIR in front of a script)"
         )
     quiet = {"save_dir", "resume"}
     return [f"{_flag(name)} {was} -> {now}" for name, (was, now) in changed.items() if name not in quiet]
