@@ -107,7 +107,7 @@ def test_three_runs_show_every_section(runs):
     assert [card["best"] for card in report.head["cards"] if "best" in card] == [True]
     gaps = [card["gap"] for card in report.head["cards"]]
     assert gaps[0] is None and "of the dev NLL gap between sft and the teacher closed" in gaps[1]
-    assert report.head["commands"][0][1].startswith("code/distillation.py --data-dir")
+    assert report.head["commands"][0][1].startswith(".venv/bin/python code/distillation.py --data-dir")
     assert "a notable thing" in report.head["warnings"][0]
     assert dict(report.head["cards"][0]["facts"])["parameters"] == "1.23 M"
     (comparison,) = (section for section in report.sections if section.key == "comparison")
