@@ -406,12 +406,16 @@ def test_comparison():
     words = ["a", "b", "--teacher", "c"]
     for script in ("scripts/compare.sh", "scripts/eval/compare.sh"):
         assert dry_run(script, *words)[1:] == ("code/compare.py", words)
+    result = run_script("scripts/compare.sh")
+    assert result.returncode == 1 and result.stdout == "" and "pass two runs or more: bash" in result.stderr
 
 
 def test_the_judge():
     words = ["a", "b", "--max-calls", "9"]
     result = run_script("scripts/eval/judge.sh", *words, DRY_RUN=1, JUDGE_API_KEY="sk-secret")
     assert shlex.split(result.stdout)[1:] == ["code/judge.py", *words] and "sk-secret" not in result.stdout
+    result = run_script("scripts/eval/judge.sh")
+    assert result.returncode == 1 and result.stdout == "" and "pass two runs: bash" in result.stderr
     result = run_script("scripts/eval/judge.sh", *words, DRY_RUN=1, JUDGE_APIKEY="sk-secret")
     assert "JUDGE_APIKEY=...: not a variable of the scripts; did you mean JUDGE_API_KEY?" in result.stderr
 
@@ -435,6 +439,7 @@ def test_evaluation_finds_the_run_from_where_it_is_called(tmp_path):
 def test_evaluation_skips_sets_that_are_not_there(copied_repository):
     (copied_repository / "a set").mkdir()
     (copied_repository / "a set/valid.jsonl").touch()
+    (copied_repository / "run").mkdir()
     cases = (
         ({"DATA_DIRS": "a set:absent"}, ["--data-dir", "a set"], "skipped: absent/valid.jsonl is not there"),
         ({}, [], "none of the data sets is there"),
@@ -443,6 +448,12 @@ def test_evaluation_skips_sets_that_are_not_there(copied_repository):
         result = run_script(copied_repository / EVAL, "run", GPUS=0, PYTHON="/bin/true", **variables)
         assert result.returncode == 0 and message in result.stderr
         assert shlex.split(result.stdout)[4:][: len(data) + 1] == [*data, "--seeds"]
+
+
+def test_evaluation_on_own_data_needs_the_run(copied_repository):
+    result = run_script(copied_repository / EVAL, "mistyped", GPUS=0, PYTHON="/bin/true")
+    assert result.returncode == 1 and "mistyped: no such run or checkpoint" in result.stderr
+    assert result.stdout == "" and "its own data" not in result.stderr
 
 
 # ---- real commands ---------------------------------------------------------------------------------------------------
