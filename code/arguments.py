@@ -13,6 +13,7 @@ import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import Field, asdict, dataclass, fields, make_dataclass, replace
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -138,8 +139,8 @@ def hyper_parameters() -> list[tuple[str, str, Field]]:
 
 
 @cache
-def registered_objectives() -> list[str]:
-    """Every name and alias that a class of `criterions/*.py` is registered by, from the files' text.
+def registered_objectives() -> list[tuple[str, ...]]:
+    """The names that each class of `criterions/*.py` is registered by, its own first, from the files' text.
 
     Raises SyntaxError, or ValueError naming the file, if a name cannot be read.
     """
@@ -150,7 +151,7 @@ def registered_objectives() -> list[str]:
                 match decorator:
                     case ast.Call(ast.Name("register"), names):
                         try:
-                            found += map(ast.literal_eval, names)
+                            found.append(tuple(map(ast.literal_eval, names)))
                         except ValueError as error:
                             raise ValueError(f"{path}: register takes literals ({error})") from error
     return found
@@ -161,14 +162,16 @@ def check_objective(flag: str, name: str) -> None:
 
     name: as that takes it; of `adakd+todi` both are looked up.
     """
-    known = registered_objectives()
+    objectives = registered_objectives()
     for part in name.split("+"):
-        if part not in known:
-            raise ValueError(f"{flag} {name}: {unknown_objective(part, known)}")
+        if part not in chain(*objectives):
+            raise ValueError(f"{flag} {name}: {unknown_objective(part, objectives)}")
 
 
-def unknown_objective(name: str, known: Sequence[str]) -> str:
-    return f"unknown objective; {did_you_mean(name, known)}choose one of {', '.join(known)}"
+def unknown_objective(name: str, objectives: Sequence[Sequence[str]]) -> str:
+    """objectives: the names of each, its own first; an alias is understood, but not listed."""
+    hint = did_you_mean(name, list(chain(*objectives)))
+    return f"unknown objective; {hint}choose one of {', '.join(own for own, *_ in objectives)}"
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:

@@ -35,7 +35,7 @@ from generation.building import check_generator
 from models.folders import short_names, tables_folder
 from runtime.atomic import WriteError
 from runtime.exit_codes import NOT_WRITTEN, USER_ERROR_CODES, exit_on, naming_save_dir, run_entry
-from runtime.log import report
+from runtime.log import counted_rows, report
 from runtime.ranks import init_distributed, is_main_process
 
 REMEDY = "make room, or pass another folder"
@@ -86,7 +86,7 @@ def plan(config: EvaluateConfig) -> list[Job]:
 def evaluate(job: Job, config: EvaluateConfig, metrics: Mapping[str, Metric], device: torch.device) -> dict[str, Cell]:
     """The checkpoint's row of the table, complete on rank 0; its model leaves the memory afterwards."""
     checkpoint, args, tokenizer, template, data_sets = job
-    sets = ", ".join(data.name for data in data_sets)
+    sets = ", ".join(f"{data.name} ({counted_rows(len(data.rows))})" for data in data_sets)
     report(f"{checkpoint.path} on {sets}; results in {args.save_dir}")
     with exit_on(USER_ERROR_CODES):
         model = checkpoint.load(config.checkpoints).to(device)

@@ -11,6 +11,7 @@ caller_dir=$PWD # common.sh changes to the root of the repository
 # shellcheck source=scripts/lib/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
 
+[[ $# -ge 1 ]] || fail "pass two runs or more: bash $0 RUN_OR_CKPT RUN_OR_CKPT [RUN_OR_CKPT...] [FLAGS...]"
 take_checkpoints "$caller_dir" "$@"
 shift ${#checkpoints[@]}
 run_printed "$PYTHON" code/compare.py "${checkpoints[@]}" "$@"

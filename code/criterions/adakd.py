@@ -10,6 +10,7 @@ Shapes: N response positions (of this rank in `loss`, of the whole micro-step in
 
 import math
 from dataclasses import replace
+from itertools import chain
 from typing import Literal, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 from arguments import KDArguments, did_you_mean
-from criterions.base import Criterion, StepTokens, build_criterion, objective_names, register
+from criterions.base import Criterion, StepTokens, build_criterion, objectives, register
 from criterions.fused import LossSums, ResponsePositions
 from criterions.measures import hellinger
 from flags import option
@@ -65,10 +66,10 @@ class AdaKD(Criterion):
 
     def __init__(self, args: KDArguments):
         super().__init__(args)
-        bases = [name for name in objective_names() if name != "adakd"]
-        if self.adakd_base not in bases:
-            hint = did_you_mean(self.adakd_base, bases)
-            raise ValueError(f"--adakd-base {self.adakd_base}: {hint}adakd wraps one of {', '.join(bases)}")
+        bases = [names for names in objectives() if "adakd" not in names]
+        if self.adakd_base not in (known := list(chain(*bases))):
+            hint, own = did_you_mean(self.adakd_base, known), ", ".join(name for name, *_ in bases)
+            raise ValueError(f"--adakd-base {self.adakd_base}: {hint}adakd wraps one of {own}")
         self.base = build_criterion(self.adakd_base, args)
         self.ratio = 1.0 if self.adakd_latf == "off" else self.adakd_ratio
         self.average: float | None = None  # L_t

@@ -150,6 +150,12 @@ def objective_names() -> list[str]:
     return list(_REGISTRY)
 
 
+def objectives() -> list[tuple[str, ...]]:
+    """The names of each objective, its own first, in the order of registration."""
+    classes = dict.fromkeys(_REGISTRY.values())
+    return [tuple(name for name, found in _REGISTRY.items() if found is criterion) for criterion in classes]
+
+
 def build_criterion(name: str, args: KDArguments, flag: str = "--kd-objective") -> Criterion:
     """The objective `name` (exact name or alias; `adakd+todi` is adakd around todi).
 
@@ -157,7 +163,7 @@ def build_criterion(name: str, args: KDArguments, flag: str = "--kd-objective") 
     """
     wrapper, plus, base = name.partition("+")
     if wrapper not in _REGISTRY:
-        raise ValueError(f"{flag} {name}: {unknown_objective(wrapper, objective_names())}")
+        raise ValueError(f"{flag} {name}: {unknown_objective(wrapper, objectives())}")
     criterion = _REGISTRY[wrapper]
     if not plus:
         return criterion(args)

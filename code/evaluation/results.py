@@ -124,14 +124,15 @@ def summarise(scores: Mapping[int, float]) -> dict:
 
 
 def table(scores: Mapping[str, Mapping[int, float]]) -> str:
-    """ROUGE-L per data set: one row per set, one column per seed, then mean and standard deviation."""
+    """ROUGE-L per data set: one row per set, one column per seed, and of several their mean and standard deviation."""
     seeds = sorted({seed for of_set in scores.values() for seed in of_set})
-    header = ["data set", *(f"seed {seed}" for seed in seeds), "mean", "std"]
+    several = len(seeds) > 1
+    header = ["data set", *(f"seed {seed}" for seed in seeds), *["mean", "std"] * several]
     rows = []
     for name, of_set in scores.items():
         summary = summarise(of_set)
         of_seeds = [f"{of_set[seed]:.2f}" if seed in of_set else "" for seed in seeds]
-        rows.append([name, *of_seeds, f"{summary['mean']:.2f}", f"{summary['std']:.2f}"])
+        rows.append([name, *of_seeds, *[f"{summary['mean']:.2f}", f"{summary['std']:.2f}"] * several])
     return format_table(header, rows)
 
 

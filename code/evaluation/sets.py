@@ -9,6 +9,7 @@ from data_utils.manifest import MANIFEST, data_origin
 from data_utils.prompts import PromptTemplate
 from data_utils.rows import Row, read_rows
 from data_utils.sources import Source, find_source
+from runtime.log import counted_rows
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class DataSet:
             manifest = self.source.files[0].with_name(MANIFEST)
             found.append(f"{self.source.name} is not the file that {manifest} describes; prepare the data again")
         if empty := [row.place for row in self.rows if not any(row.responses)]:
-            found.append(f"{len(empty)} rows have an empty reference and count 0: {', '.join(empty[:5])}")
+            found.append(f"{counted_rows(len(empty))} with an empty reference, counted as 0: {', '.join(empty[:5])}")
         return found
 
 

@@ -21,6 +21,7 @@ from data_utils.prompts import PromptTemplate
 from models.files import read_json
 from models.folders import locate, run_arguments
 from models.usage import usage
+from runtime.log import counted_rows
 
 CARD = "README.md"
 TAG = "causal-lm-distillation"  # front matter with this tag is of a card made here
@@ -223,7 +224,7 @@ def _data(run: Mapping) -> dict:
     rows: list[tuple[str, object]] = [("folder", f"`{folder.name}`")]
     for split, forms in run.get("run", {}).get("rows", {}).items():
         counts = ", ".join(f"{count:,} of `{form}`" for form, count in forms.items())
-        rows.append((f"{split}, used here", f"{sum(forms.values()):,} rows: {counts}"))
+        rows.append((f"{split}, used here", f"{counted_rows(sum(forms.values()))}: {counts}"))
     try:
         manifest = read_manifest(folder)
     except ValueError:

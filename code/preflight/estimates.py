@@ -23,6 +23,7 @@ from preflight.report import Report, size
 from preflight.skeleton import ModelFacts
 from runtime.atomic import existing_part
 from runtime.deepspeed_settings import DeepSpeedSettings
+from runtime.log import counted_rows
 from runtime.ranks import Ranks
 from teacher.building import teacher_dtype
 
@@ -56,7 +57,7 @@ def describe_data(
         unfinished = f'; {data.unfinished:,} responses are marked "cut" and get no EOS' if data.unfinished else ""
         report.fact(
             name,
-            f"{len(data):,} rows, {data.lengths.sum():,} tokens, {data.responses.sum():,} of them responses; "
+            f"{counted_rows(len(data))}, {data.lengths.sum():,} tokens, {data.responses.sum():,} of them responses; "
             f"{chats}{data.cut_prompts:,} prompts cut to --max-prompt-length {args.max_prompt_length}, "
             f"{data.cut_responses:,} responses to --max-length {args.max_length}{unfinished}; {empty:,} rows keep no "
             "response token",

@@ -89,7 +89,9 @@ class Run:
 
     @property
     def command(self) -> str:
-        return shlex.join(map(str, self.flags.get("run", {}).get("command", [])))
+        """Of one process, from the root of the repository; empty if it is not recorded."""
+        words = self.flags.get("run", {}).get("command", [])
+        return shlex.join([".venv/bin/python", *map(str, words)]) if words else ""
 
     def best_dev(self, name: str) -> float | None:
         """The lowest `loss` or the highest of another score, after the first step."""

@@ -14,6 +14,8 @@ COSTS = (  # field of metrics.jsonl, title, unit, how a run's value is made of t
     ("peak_memory_mb", "Peak memory", "GB", max),
     ("generation_s", "Generation per step", "s", fmean),
 )
+# Flags that decide the dev rows and what is scored of them: dev scores are compared where all of them agree.
+DEV_SET = "data_dir data_split data_revision dev_num max_length max_prompt_length prompt_template train_on".split()
 SIGNIFICANT = 0.05
 SCALES = {"%": 100, "GB": 1 / 1024}
 
@@ -50,12 +52,13 @@ def cards(
                 "facts": _facts(group.first),
             }
         )
-    _mark_best(found)
+    if evaluated or not _differing(groups, DEV_SET):
+        _mark_best(found)
     return found
 
 
 def headline(found: Sequence[dict], all_pairs: Sequence[Pair]) -> str:
-    """The verdict in a sentence."""
+    """The verdict in a sentence; empty where the runs cannot be ranked."""
     best = next((card for card in found if card.get("best")), None)
     if best is None:
         return ""
@@ -96,12 +99,10 @@ def warnings(groups: Sequence[Group]) -> list[str]:
         f"{name}: the runs were evaluated under different settings and are not compared"
         for name in settings_differ({group.label: group.first.evaluations for group in groups})
     ]
-    for name in ("data_dir", "train_num", "model_path"):
-        if (
-            len(values := dict.fromkeys(str(group.first.flags[name]) for group in groups if name in group.first.flags))
-            > 1
-        ):
-            found.append(f"the runs differ in --{name.replace('_', '-')}: {', '.join(values)}")
+    for name, labels_by_value in _differing(groups, (*DEV_SET, "train_num", "model_path")).items():
+        values = "; ".join(f"{value} ({', '.join(labels)})" for value, labels in labels_by_value.items())
+        result = ", so their dev scores are not compared" if name in DEV_SET else ""
+        found.append(f"the runs differ in --{name.replace('_', '-')}{result}: {values}")
     return found
 
 
@@ -121,6 +122,19 @@ def costs(groups: Sequence[Group]) -> list[dict]:
 def duration(seconds: float) -> str:
     hours, rest = divmod(round(seconds), 3600)
     return f"{hours}:{rest // 60:02}:{rest % 60:02}"
+
+
+def _differing(groups: Sequence[Group], names: Sequence[str]) -> dict[str, dict[str, list[str]]]:
+    """Of each of these flags that has several values: the labels of the groups by value."""
+    found = {}
+    for name in names:
+        labels: dict[str, list[str]] = {}
+        for group in groups:
+            if name in group.first.flags:
+                labels.setdefault(str(group.first.flags[name]), []).append(group.label)
+        if len(labels) > 1:
+            found[name] = labels
+    return found
 
 
 def _column(title: str, unit: str, values: Sequence[float | None]) -> dict:
@@ -181,10 +195,14 @@ def _gap(group: Group, baseline: Group | None, score: dict, models: Mapping, tea
     if baseline and teacher and score["metric"] == METRIC:
         start = scored(models[baseline.label]).mean
         return _closed("ROUGE-L gap", score["value"] - start, teacher.mean - start, baseline.label)
+    if baseline and _differing([baseline, group], DEV_SET):
+        return None
     run, first = group.first, group.first.dev[0] if group.first.dev else {}
     start = baseline.first.best_dev("loss") if baseline else None if first.get("step") else first.get("loss")
     value, goal = run.best_dev("loss"), run.teacher_loss
     if start is None or value is None or goal is None:
+        return None
+    if abs(start - value) > start - goal:  # more than the gap was won or lost: no share of it
         return None
     return _closed("dev NLL gap", start - value, start - goal, baseline.label if baseline else "the start")
 

@@ -29,6 +29,11 @@ def report(message: str) -> None:
         print(message, flush=True)
 
 
+def counted_rows(count: int) -> str:
+    """Like 1 row, or 1,234 rows."""
+    return f"{count:,} row{'s' * (count != 1)}"
+
+
 def duration(seconds: float) -> str:
     """Hours, minutes and seconds, like 0:12:30."""
     return str(timedelta(seconds=round(seconds)))

@@ -25,10 +25,11 @@ class Sampling:
 
 
 class KindMetrics:
-    """Sums since the last record, by kind of rows."""
+    """Sums since the last record, by kind of rows; and the steps of the whole run."""
 
     def __init__(self, device: torch.device):
         self.device = device
+        self._earlier_steps = np.zeros(len(KINDS), dtype=np.int64)  # before the last record
         self._reset()
 
     def add_step(self, loaded: LoadedStep, sums: Sequence[tuple[Tensor, int]]) -> None:
@@ -62,8 +63,14 @@ class KindMetrics:
                 "response_mean": sampling.tokens / sampling.answers,
                 "cut_share": sampling.cut / sampling.answers,
             }
+        self._earlier_steps += self._steps
         self._reset()
         return record
+
+    def summary(self) -> str:
+        """Of the whole run. A step with a pair counts for both kinds; one that was not applied, for none."""
+        data, student, replay = (self._earlier_steps + self._steps).tolist()
+        return f"trained on data in {data} steps, on sampled answers in {student}, on replayed ones in {replay}"
 
     def state_dict(self) -> dict:
         """Between two steps."""
@@ -71,6 +78,7 @@ class KindMetrics:
             "sums": self._sums.cpu(),
             "positions": torch.from_numpy(self._positions),
             "steps": torch.from_numpy(self._steps),
+            "earlier_steps": torch.from_numpy(self._earlier_steps),
             "sampling": asdict(self._sampling),
             "last": self._last,
         }
@@ -78,6 +86,8 @@ class KindMetrics:
     def load_state_dict(self, state: dict) -> None:
         self._sums = state["sums"].to(self.device)
         self._positions, self._steps = state["positions"].numpy(), state["steps"].numpy()
+        if "earlier_steps" in state:  # a state that was saved without them counts from here on
+            self._earlier_steps = state["earlier_steps"].numpy()
         self._sampling, self._last = Sampling(**state["sampling"]), state["last"]
 
     def _reset(self) -> None:

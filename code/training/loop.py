@@ -92,6 +92,8 @@ class Trainer:
                     logger.info("stopped by a signal after step %d; the same command continues it", at.step)
                     return False
                 self._finish_epoch()
+        if self.metrics.kinds is not None:
+            logger.info(self.metrics.kinds.summary())
         for score, folder in sorted(self.best.kept, reverse=True):
             logger.info("kept %s (%s)", folder, score_meaning(score, self.dev))
         return True

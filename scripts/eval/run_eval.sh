@@ -56,6 +56,9 @@ if [[ ${#present[@]} -gt 0 ]]; then
 elif printenv DATA_DIRS >/dev/null; then
     fail "DATA_DIRS=$DATA_DIRS: none of them is there; see data/README.md"
 else
+    for run in "${checkpoints[@]}"; do
+        [[ -e $run ]] || fail "$run: no such run or checkpoint"
+    done
     echo "none of the data sets is there (data/README.md): the run is evaluated on its own data" >&2
 fi
 read -r -a seeds <<<"$SEEDS"

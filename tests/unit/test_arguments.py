@@ -35,6 +35,7 @@ from arguments import (
     parse_generate_arguments,
     parse_train_arguments,
     registered_objectives,
+    unknown_objective,
 )
 from flags import Group, option
 from flags import parse as parse_groups
@@ -411,6 +412,13 @@ def test_an_unknown_objective_is_refused_without_torch(root, words, said):
     assert run.returncode == 2 and f"error: {said}" in run.stderr
 
 
+def test_each_objective_is_listed_once_by_its_own_name():
+    message = unknown_objective("ToDy", registered_objectives())
+    assert "did you mean todi?" in message
+    listed = message.partition("choose one of ")[2].split(", ")
+    assert listed == [own for own, *_ in registered_objectives()] and not {"ToDi", "sft", "forward_kl"} & set(listed)
+
+
 def timed_imports(root, entry, *words) -> subprocess.CompletedProcess:
     """Runs an entry, which must not import anything slow."""
     command = [sys.executable, "-X", "importtime", str(root / f"code/{entry}.py"), *words]
@@ -526,8 +534,9 @@ def test_warm_up_is_given_once():
 def test_hyper_parameters_are_those_of_the_objectives():
     """They are read from the text of the files; here they are compared with the imported classes."""
     from criterions import build_criterion, objective_names
+    from criterions.base import objectives
 
-    assert registered_objectives() == objective_names()
+    assert sorted(registered_objectives()) == sorted(objectives())
     declared = {}
     for cls in {base for name in objective_names() for base in type(build_criterion(name, KDArguments())).__mro__}:
         for name, annotation in vars(cls).get("__annotations__", {}).items():

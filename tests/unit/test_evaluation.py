@@ -202,6 +202,7 @@ def test_table_has_a_row_per_data_set_and_a_column_per_seed():
         "dolly        20.00    23.12  21.56  2.21",
         "self-inst              7.00   7.00  0.00",
     ]
+    assert table({"dolly": {10: 20.0}}).splitlines() == ["data set  seed 10", "--------  -------", "dolly       20.00"]
 
 
 def results(root, **settings) -> Results:
@@ -344,6 +345,7 @@ def test_every_row_is_answered_and_scored(one_rank):
         assert answers[f"{name}-valid/seed10"] != answers[f"{name}-valid/seed20"]
         assert [f"{score:.2f}" for score in scores.values()] in [line.split()[1:3] for line in out.splitlines()]
     assert "without effect here: --base-path" in out
+    assert "other-set (5 rows); results in" in out
 
 
 def test_two_ranks_give_the_same_answers(one_rank, tmp_path):
@@ -500,7 +502,7 @@ def test_the_manifest_is_recorded_and_a_changed_file_is_reported(evaluate, tmp_p
 def test_an_empty_reference_counts_0_and_is_named(evaluate, tmp_path):
     data = write_rows(tmp_path, [{"prompt": "Say red.", "output": output} for output in ("red", "", ["", "red"])])
     out = evaluate("--data-dir", data, "--save-dir", tmp_path / "out")
-    assert f"1 rows have an empty reference and count 0: {tmp_path / 'valid.jsonl'}:2\n" in out
+    assert f"1 row with an empty reference, counted as 0: {tmp_path / 'valid.jsonl'}:2\n" in out
     ((*_, empty, last),) = read_answers(tmp_path / "out").values()
     assert empty["references"] == [""] and empty["rougeL"] == 0 and last["references"] == ["red"]
 

@@ -475,6 +475,10 @@ def test_metrics_by_kind(monkeypatch):
         **{"generation_s": 1.5, "generated_tokens": 4, "response_mean": 2.0, "cut_share": 0.5},
     }
     assert metrics.record()["generated_tokens"] == 0
+    metrics.add_step(LoadedStep(planned, TRAIN, ("data", "student")), [(sums(6.0, 2.0), 4), (sums(2.0, 2.0), 4)])
+    again = KindMetrics(CPU)
+    again.load_state_dict(metrics.state_dict())
+    assert again.summary() == "trained on data in 2 steps, on sampled answers in 2, on replayed ones in 0"
     sent = []
     TrackerWriter(SimpleNamespace(log=lambda *record: sent.append(record)), "train").write(
         {"step": 3, "rows_kind": "data", "loss": 1.5}

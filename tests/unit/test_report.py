@@ -107,7 +107,7 @@ def test_three_runs_show_every_section(runs):
     assert [card["best"] for card in report.head["cards"] if "best" in card] == [True]
     gaps = [card["gap"] for card in report.head["cards"]]
     assert gaps[0] is None and "of the dev NLL gap between sft and the teacher closed" in gaps[1]
-    assert report.head["commands"][0][1].startswith("code/distillation.py --data-dir")
+    assert report.head["commands"][0][1].startswith(".venv/bin/python code/distillation.py --data-dir")
     assert "a notable thing" in report.head["warnings"][0]
     assert dict(report.head["cards"][0]["facts"])["parameters"] == "1.23 M"
     (comparison,) = (section for section in report.sections if section.key == "comparison")
@@ -189,6 +189,43 @@ def test_the_gap_to_an_evaluated_teacher(tmp_path):
     assert report.head["cards"][1]["gap"] == f"{closed} of the ROUGE-L gap between sft and the teacher closed"
     (comparison,) = (section for section in report.sections if section.key == "comparison")
     assert f"gap closed {closed}" in comparison.content[0]
+
+
+def change_flags(run, **flags):
+    path = run / "args.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | flags))
+
+
+def test_dev_scores_of_different_dev_sets_are_not_compared(tmp_path):
+    runs = [make_run(tmp_path / kind, kind, evaluated=False) for kind in ("sft", "todi", "adakd")]
+    head = build_report(read_groups(runs)).head
+    assert "adakd is best: best dev NLL" in head["headline"] and "gap between sft" in head["cards"][2]["gap"]
+    change_flags(runs[2], data_dir="data/other", lr=1)
+    head = build_report(read_groups(runs)).head
+    assert head["headline"] == "" and not any(card.get("best") for card in head["cards"])
+    assert head["cards"][2]["gap"] is None and "gap between sft" in head["cards"][1]["gap"]
+    assert head["warnings"][-1] == (
+        "the runs differ in --data-dir, so their dev scores are not compared: "
+        "data/dolly (sft, todi); data/other (adakd)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("teacher", "end", "gap"),
+    [
+        (1.0, 1.5, "50 % of the dev NLL gap between the start and the teacher closed"),
+        (1.0, 2.5, "−50 % of the dev NLL gap between the start and the teacher closed"),
+        (1.0, 0.9, None),  # better than the teacher
+        (2.0, 1.5, None),
+        (2.1, 1.5, None),
+        (1.999, 3.0, None),
+    ],
+)
+def test_a_gap_is_closed_where_there_is_one(tmp_path, teacher, end, gap):
+    run = make_run(tmp_path / "todi", "todi", evaluated=False)
+    dev = [{"step": 0, "epoch": 0, "loss": 2.0, "teacher_loss": teacher}, {"step": 20, "epoch": 1, "loss": end}]
+    write(run / "dev_metrics.jsonl", dev)
+    assert build_report(read_groups([run])).head["cards"][0]["gap"] == gap
 
 
 def test_evaluations_under_other_settings_are_not_compared(tmp_path):

@@ -406,12 +406,16 @@ def test_comparison():
     words = ["a", "b", "--teacher", "c"]
     for script in ("scripts/compare.sh", "scripts/eval/compare.sh"):
         assert dry_run(script, *words)[1:] == ("code/compare.py", words)
+    result = run_script("scripts/compare.sh")
+    assert result.returncode == 1 and result.stdout == "" and "pass two runs or more: bash" in result.stderr
 
 
 def test_the_judge():
     words = ["a", "b", "--max-calls", "9"]
     result = run_script("scripts/eval/judge.sh", *words, DRY_RUN=1, JUDGE_API_KEY="sk-secret")
     assert shlex.split(result.stdout)[1:] == ["code/judge.py", *words] and "sk-secret" not in result.stdout
+    result = run_script("scripts/eval/judge.sh")
+    assert result.returncode == 1 and result.stdout == "" and "pass two runs: bash" in result.stderr
     result = run_script("scripts/eval/judge.sh", *words, DRY_RUN=1, JUDGE_APIKEY="sk-secret")
     assert "JUDGE_APIKEY=...: not a variable of the scripts; did you mean JUDGE_API_KEY?" in result.stderr
 
@@ -438,6 +442,7 @@ def test_evaluation_skips_sets_that_are_not_there(copied_repository):
     (copied_repository / "other").mkdir()
     (copied_repository / "other/valid.csv").touch()
     (copied_repository / "rows.json").touch()
+    (copied_repository / "run").mkdir()
     cases = (
         ({"DATA_DIRS": "a set:absent"}, ["--data-dir", "a set"], "skipped: absent has no valid.jsonl (or .json,"),
         ({"DATA_DIRS": "other:rows.json"}, ["--data-dir", "other", "rows.json"], ""),
@@ -453,6 +458,12 @@ def test_only_the_shipped_sample_is_cut_for_the_tiny_student():
     script = ROOT / "scripts/tiny/kd_student.sh"
     assert "--train-num 600" in run_script(script, DRY_RUN=1, GPUS=0).stdout
     assert "--train-num" not in run_script(script, DRY_RUN=1, GPUS=0, DATA_DIR="own.csv").stdout
+
+
+def test_evaluation_on_own_data_needs_the_run(copied_repository):
+    result = run_script(copied_repository / EVAL, "mistyped", GPUS=0, PYTHON="/bin/true")
+    assert result.returncode == 1 and "mistyped: no such run or checkpoint" in result.stderr
+    assert result.stdout == "" and "its own data" not in result.stderr
 
 
 # ---- real commands ---------------------------------------------------------------------------------------------------
