@@ -54,7 +54,8 @@ def in_process(script: str, arguments: Sequence[str], environment: dict[str, str
 
 
 def write_result(name: str, settings: dict, **found: object) -> None:
-    """benchmarks/results/<date>-<name>.json"""
+    """benchmarks/results/<date>-<name>.json; absolute paths in the settings become their last part."""
     path = Path(__file__).parent / f"results/{date.today()}-{name}.json"
     settings = settings | {"threads": torch.get_num_threads()}
+    settings |= {key: Path(value).name for key, value in settings.items() if str(value).startswith("/")}
     path.write_text(json.dumps({"settings": settings, **found}, indent=2) + "\n")
