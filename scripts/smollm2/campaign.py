@@ -215,7 +215,7 @@ def run_all(records: Records, jobs: int) -> None:
     with ThreadPoolExecutor(jobs) as pool:
         while True:
             current = plan(records)
-            for item in ready(current.todo, list(busy.values()), records)[: jobs - len(busy)]:
+            for item in ready(current.todo, list(busy.values()))[: jobs - len(busy)]:
                 say(current, records, jobs)
                 busy[pool.submit(make, item)] = item
             if not busy:
@@ -225,7 +225,7 @@ def run_all(records: Records, jobs: int) -> None:
                 del busy[done]
 
 
-def ready(todo: Sequence[Run | Score], busy: Sequence[Run | Score], records: Records) -> list[Run | Score]:
+def ready(todo: Sequence[Run | Score], busy: Sequence[Run | Score]) -> list[Run | Score]:
     """Those of `todo` that wait for nothing: a score waits for its run, and nobody else works in the run's folder."""
     found, taken = [], {run_in(item) for item in busy}
     for item in todo:
