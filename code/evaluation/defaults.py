@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from arguments import CheckpointArguments, EvaluateArguments, GenerateArguments
 from data_utils.prompts import recorded_template
 from models.folders import find_checkpoint, locate, run_arguments
-from models.loading import check_checkpoint, load_checkpoint_model, load_checkpoint_tokenizer
+from models.loading import check_checkpoint, load_checkpoint_model, load_checkpoint_tokenizer, positions_of
 
 T = TypeVar("T", EvaluateArguments, GenerateArguments)
 
@@ -60,7 +60,7 @@ class Checkpoint:
         """
         base, _, revision = check_checkpoint(self.model_path, self.peft_path, args.model_revision)
         config = AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=args.trust_remote_code)
-        positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+        positions = positions_of(config)
         longest = lengths.max_length if answer is None else lengths.max_prompt_length + answer
         if positions is None or longest <= positions:
             return

@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -162,6 +163,11 @@ def load_trained(
     """What training had: the adapter beside the weights, not merged. path to revision: from `check_checkpoint`."""
     model = _load(path, dtype, trust_remote_code=trust_remote_code, revision=revision)
     return (model if peft_path is None else PeftModel.from_pretrained(model, peft_path)).eval()
+
+
+def positions_of(config: PretrainedConfig) -> int | None:
+    """How many tokens the model has positions for; None if it has no limit or names none."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def check_checkpoint(

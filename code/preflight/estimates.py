@@ -17,6 +17,7 @@ from arguments import TrainConfig
 from data_utils.dataset import InstructionDataset
 from data_utils.epoch_plan import EpochPlan, epoch_plan, total_steps, warmup_steps
 from data_utils.sources import training_sources
+from models.loading import positions_of
 from preflight.machine import host_memory
 from preflight.on_policy import sampling_bytes
 from preflight.report import Report, size
@@ -82,7 +83,7 @@ def check_positions(config: TrainConfig, longest: int, models: list[ModelFacts],
     if config.train.eval_gen and answer is not None:
         needed[f"--max-new-tokens {answer}"] = data.max_prompt_length + answer
     for model in models:
-        positions = getattr(model.text_config, "max_position_embeddings", None)
+        positions = positions_of(model.config)
         for flag, tokens in needed.items():
             if positions is not None and tokens > positions:
                 raise ValueError(f"{flag}: {model.path} has {positions} positions; lower it")

@@ -12,6 +12,7 @@ from data_utils.epoch_plan import EpochPlan
 from data_utils.sources import training_sources
 from generation.building import key_value_bytes
 from generation.vllm_generator import check_vllm
+from models.loading import positions_of
 from preflight.report import Report, size
 from preflight.skeleton import ModelFacts
 from runtime.deepspeed_settings import DeepSpeedSettings
@@ -95,7 +96,7 @@ def describe_rows(
 
 def _check_positions(student: ModelFacts, longest: int, answer: int) -> None:
     """longest: prompt and answer while it is sampled, before it is cut to --max-length."""
-    positions = getattr(student.text_config, "max_position_embeddings", None)
+    positions = positions_of(student.config)
     if positions is not None and longest > positions:
         raise ValueError(
             f"--gen-max-new-tokens {answer}: with its prompt an answer may have {longest:,} tokens, and {student.path} "
